@@ -1,0 +1,162 @@
+"""MC dropout (Gal & Ghahramani 2016) as a distribution over weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bayes_bench import FitData, TensorState, TrainingLoop, UnsupportedNetworkError, WeightPosterior, WeightSamples, cosine_decay
+from bayes_bench_baselines.configs import MCDropoutConfig
+
+MASKED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class MCDropout(WeightPosterior):
+    """Bernoulli masks on the inputs of layers.
+
+    In training every example has its own masks; a weight sample is one mask per layer for all inputs. Both
+    are "inverted": kept units are scaled by 1/(1 − p), so the mean network has the trained weights.
+
+    With prior precision 1/σ² and drop rate p, the weight decay on the mean NLL is ‖θ‖²/(2σ²N(1 − p)) for
+    masked weights, since E‖mask·θ‖² = ‖θ‖²/(1 − p), and ‖θ‖²/(2σ²N) for all other parameters (Gal &
+    Ghahramani 2016, section 3, written for inverted masks).
+    """
+
+    Config = MCDropoutConfig
+    uses_prior = True
+    config: MCDropoutConfig
+
+    def _layers(self) -> dict[str, nn.Module]:
+        """The layers whose inputs are masked, by name, in the order of the network's modules."""
+        layers = {name: module for name, module in self.network.named_modules() if isinstance(module, MASKED)}
+        masked = dict(list(layers.items())[1:])  # the first one's input is the data
+        if self.config.where == "linear":
+            masked = {name: layer for name, layer in masked.items() if isinstance(layer, nn.Linear)}
+        elif self.config.where == "last":
+            masked = dict(list(masked.items())[-1:])
+        if not masked:
+            raise UnsupportedNetworkError(
+                f"mcdropout finds no layer to mask with where={self.config.where!r}: it needs a Linear or Conv layer "
+                "after the first one"
+            )
+        parameters = {id(p): name for name, p in self.network.named_parameters()}
+        tied = [name for name, layer in masked.items() if parameters.get(id(layer.weight)) != _weight(name)]
+        if tied:
+            raise UnsupportedNetworkError(f"mcdropout cannot mask {tied[0]!r}: its weight is tied to another layer's")
+        return masked
+
+    # Fit --------------------------------------------------------------------------------------------------
+
+    def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
+        config = self.config
+        layers = self._layers()
+        trained = TensorState({name: value[0] for name, value in self.initial_weights(1, rng).items()})
+        self._weights: dict[str, Tensor] = trained
+        optimizer = torch.optim.Adam([w.requires_grad_() for w in trained.values()], lr=config.learning_rate, fused=True)
+        batch_size = min(config.batch_size, len(data.train))
+        batches = data.train.minibatches(batch_size, rng)
+        masked = {_weight(name) for name in layers}
+        keep = 1 - config.drop_rate
+        n = len(data.train)
+
+        def step() -> Mapping[str, Tensor]:
+            x, y = next(batches)
+            weights = {name: value.unsqueeze(0) for name, value in self._weights.items()}
+            with self._masked_inputs(layers, rng):
+                outputs = torch.func.functional_call(self.network, self._network_weights(), (x,))
+            nll = self.loss(outputs.unsqueeze(0), y, weights).mean()
+            scaled = {name: w / keep**0.5 if name in masked else w for name, w in weights.items()}
+            penalty = self.prior.penalty(scaled) - self.likelihood.log_prior(weights)
+            optimizer.zero_grad()
+            (nll + penalty.mean() / n).backward()
+            optimizer.step()
+            return {"loss": nll.detach()}
+
+        draw_seed = int(torch.randint(2**62, (), generator=rng))
+
+        def validate() -> dict[str, float]:
+            with torch.no_grad():
+                weights = self._sample(config.validation_networks, torch.Generator().manual_seed(draw_seed))
+            return self.validation_scores(data, self.complete(weights))
+
+        loop.run(
+            step,
+            {"weights": trained, "optimizer": optimizer},
+            cost=batch_size,
+            schedule=cosine_decay(optimizer, config.final_learning_rate),
+            validate=validate,
+            validation_cost=self.validation_cost(data, config.validation_networks),
+            keep_best=config.keep_best,
+            patience=config.patience,
+        )
+        self._weights = {name: value.detach() for name, value in self._weights.items()}
+
+    def _network_weights(self) -> dict[str, Tensor]:
+        names = dict(self.network.named_parameters())
+        return {name: value for name, value in self._weights.items() if name in names} | self.frozen
+
+    @contextlib.contextmanager
+    def _masked_inputs(self, layers: Mapping[str, nn.Module], rng: torch.Generator) -> Iterator[None]:
+        """Within it, every example's inputs to the layers are masked, by hooks that are gone afterwards."""
+
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            x = inputs[0]
+            if isinstance(layer, nn.Linear):
+                mask = self._mask(x.shape, rng)
+            else:  # whole channels
+                mask = self._mask(x.shape[:2], rng).view(*x.shape[:2], *[1] * (x.dim() - 2))
+            return (x * mask,)
+
+        handles = [layer.register_forward_pre_hook(hook) for layer in layers.values()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _mask(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        keep = 1 - self.config.drop_rate
+        return torch.empty(shape).bernoulli_(keep, generator=rng).div_(keep).to(self.device)
+
+    # Sample -----------------------------------------------------------------------------------------------
+
+    def _sample(self, n: int, rng: torch.Generator) -> WeightSamples:
+        # Expanded, not copied: the stacked engine sees that these are shared by all networks.
+        weights = {name: value.expand(n, *value.shape) for name, value in self._weights.items()}
+        layers = self._layers()
+        # Network by network, so that a draw of k is the start of a draw of n.
+        masks = [{name: self._mask((_inputs(layer),), rng) for name, layer in layers.items()} for _ in range(n)]
+        for name, layer in layers.items():
+            if (key := _weight(name)) in weights:
+                columns = torch.stack([mask[name] for mask in masks])
+                weights[key] = self._weights[key] * _as_columns(columns, layer)
+        return weights
+
+    # State ------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Tensor]:
+        return self._weights
+
+    def _load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._weights = dict(state)
+
+
+def _weight(layer: str) -> str:
+    return f"{layer}.weight" if layer else "weight"
+
+
+def _inputs(layer: nn.Module) -> int:
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # type: ignore[return-value]
+
+
+def _as_columns(mask: Tensor, layer: nn.Module) -> Tensor:
+    """Masks of input units ``[S, in]`` in the shape that multiplies the layer's weight ``[S, out, in, ...]``."""
+    if isinstance(layer, nn.Linear):
+        return mask.unsqueeze(1)
+    groups, out_channels, space = layer.groups, layer.out_channels, layer.weight.dim() - 2  # type: ignore[union-attr,operator]
+    # A grouped convolution's output channel sees the inputs of its own group only.
+    per_group = mask.unflatten(1, (groups, -1)).repeat_interleave(out_channels // groups, dim=1)  # type: ignore[operator,arg-type]
+    return per_group.view(*per_group.shape, *[1] * space)

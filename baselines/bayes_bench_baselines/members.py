@@ -1,0 +1,70 @@
+"""Training of independent networks in one stacked pass: shared by ``map`` (one) and ``ensemble`` (several)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bayes_bench import FitData, TensorState, TrainingLoop, WeightPosterior, WeightSamples, cosine_decay
+
+
+def fit_members(
+    posterior: WeightPosterior,
+    data: FitData,
+    loop: TrainingLoop,
+    rng: torch.Generator,
+    *,
+    members: int,
+    use_prior: bool,
+    adversarial_epsilon: float = 0.0,
+) -> WeightSamples:
+    """Train ``members`` networks, each from its own initialisation on its own batches.
+
+    The losses of the members are summed, not averaged: no member's gradient depends on how many there are,
+    so that an ensemble's member is the network that would have been trained alone.
+
+    Returns:
+        Name → ``[members, *shape]``.
+    """
+    config = posterior.config
+    weights = TensorState(posterior.initial_weights(members, rng))
+    optimizer = torch.optim.Adam([w.requires_grad_() for w in weights.values()], lr=config.learning_rate, fused=True)
+    batch_size = min(config.batch_size, len(data.train))
+    batches = data.train.minibatches(batch_size, rng, networks=members)
+    n = len(data.train)
+    epsilon = adversarial_epsilon * (data.train.x.amax(0) - data.train.x.amin(0))
+
+    def nll(x: Tensor, y: Tensor) -> Tensor:
+        full = posterior.complete(weights)
+        return posterior.loss(posterior.stacked(full, x, own_inputs=True), y, full)
+
+    def step() -> Mapping[str, Tensor]:
+        x, y = next(batches)
+        if adversarial_epsilon:
+            x = x.detach().requires_grad_()
+        losses = nll(x, y)
+        if adversarial_epsilon:
+            (gradient,) = torch.autograd.grad(losses.sum(), x, retain_graph=True)
+            losses = (losses + nll((x + epsilon * gradient.sign()).detach(), y)) / 2
+        objective = losses
+        if use_prior:
+            penalty = posterior.prior.penalty(weights) - posterior.likelihood.log_prior(weights)
+            objective = losses + penalty / n
+        optimizer.zero_grad()
+        objective.sum().backward()
+        optimizer.step()
+        return {"loss": losses.detach().mean()}
+
+    loop.run(
+        step,
+        {"members": weights, "optimizer": optimizer},
+        cost=members * batch_size * (2 if adversarial_epsilon else 1),
+        schedule=cosine_decay(optimizer, config.final_learning_rate),
+        validate=lambda: posterior.validation_scores(data, posterior.complete(weights)),
+        validation_cost=posterior.validation_cost(data, members),
+        keep_best=config.keep_best,
+        patience=config.patience,
+    )
+    return {name: value.detach() for name, value in weights.items()}

@@ -1,0 +1,157 @@
+"""Data sources, one file each, NumPy only. A suite names one with its options; ``SOURCES`` says which exist.
+
+Options are checked by ``check_spec`` and ``check_task`` without touching data; ``load_split`` and
+``load_inputs`` read. Relative paths count from the data root (benchmark sets) or from the folder of the
+suite's file (a user's own data; ``bayes_bench.suite`` resolves them).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from bayes_bench.data import csv_file, cubic, digits, distorted, image_folder, letters, mnist, notmnist, npz
+from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split
+from bayes_bench.data.new_inputs import read_inputs
+from bayes_bench.errors import DataError, UsageError, unknown_name
+from bayes_bench.settings import Settings, explain
+from bayes_bench.suite import CategoricalSpec, OODSpec, SourceSpec, TaskSpec
+
+__all__ = [
+    "SOURCES",
+    "Arrays",
+    "Inputs",
+    "Source",
+    "Split",
+    "check_spec",
+    "check_task",
+    "load_inputs",
+    "load_split",
+    "read_inputs",
+    "resolve_data_root",
+    "task_kind",
+]
+
+SOURCES: dict[str, Source] = {
+    module.SOURCE.name: module.SOURCE
+    for module in (digits, cubic, mnist, letters, notmnist, distorted, csv_file, npz, image_folder)
+}
+MAX_SHARED = 0.5  # part of an out-of-distribution set that may be equal to inputs of the task
+
+
+def resolve_data_root(data_root: Path | str | None = None) -> Path:
+    """Where benchmark data lie: the argument, else ``BAYES_BENCH_DATA``, else the user's cache folder."""
+    if chosen := data_root or os.environ.get("BAYES_BENCH_DATA"):
+        return Path(chosen).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("bayes-bench", appauthor=False)
+
+
+def check_spec(spec: SourceSpec) -> Settings:
+    """The validated options of a source; an ``OODSpec`` is checked as a source of inputs.
+
+    Raises:
+        UsageError: unknown source, a source that cannot play this part, unknown option or wrong value.
+    """
+    inputs_only = isinstance(spec, OODSpec)
+    usable = {
+        name: source for name, source in SOURCES.items() if (source.inputs if inputs_only else source.split)
+    }
+    source = usable.get(spec.source)
+    if source is None:
+        part = "source of out-of-distribution inputs" if inputs_only else "data source"
+        raise UsageError(unknown_name(part, spec.source, usable))
+    model = source.InputOptions if inputs_only else source.SplitOptions
+    where = f"data source {source.name!r}" + (f" of {spec.name!r}" if isinstance(spec, OODSpec) else "")
+    for key in spec.options:
+        if key not in model.model_fields:
+            raise UsageError(f"{where}: {unknown_name('option', key, model.model_fields)}")
+    try:
+        return model.model_validate(spec.options)
+    except ValidationError as error:
+        raise explain(error, where) from error
+
+
+def task_kind(spec: TaskSpec) -> Kind:
+    """What the task's likelihood makes of the targets."""
+    return "classification" if isinstance(spec.likelihood, CategoricalSpec) else "regression"
+
+
+def check_task(spec: TaskSpec) -> None:
+    """Check everything about a task's data that needs no data.
+
+    Raises:
+        UsageError: as ``check_spec``, or the targets do not fit the likelihood.
+    """
+    kind = task_kind(spec)
+    options = check_spec(spec.data)
+    declared = SOURCES[spec.data.source].kind or getattr(options, "kind", None)
+    if declared not in (None, kind):
+        raise UsageError(
+            f"data source {spec.data.source!r} is for {declared}, "
+            f"but the likelihood {spec.likelihood.name!r} is for {kind}"
+        )
+    for ood in (*spec.ood, *spec.validation_ood):
+        check_spec(ood)
+
+
+def load_split(spec: SourceSpec, data_root: Path, kind: Kind | None = None) -> Split:
+    """Training, validation and test examples of a source, always the same for the same options and files.
+
+    ``kind`` is what the targets are taken for where the source and its options do not say it; the default is
+    classification.
+
+    Raises:
+        UsageError: as ``check_spec``.
+        DataError: missing or damaged data, missing values, empty parts.
+    """
+    options = check_spec(spec)
+    source = SOURCES[spec.source]
+    assert source.split is not None
+    declared = source.kind or getattr(options, "kind", None)
+    split = source.split(options, data_root, declared or kind or "classification")
+    for part, arrays in (("training", split.train), ("validation", split.validation), ("test", split.test)):
+        if len(arrays) == 0:
+            raise DataError(f"data source {spec.source!r}: no {part} examples")
+        _check_finite(arrays.x, f"data source {spec.source!r}: the {part} inputs")
+        _check_finite(arrays.y, f"data source {spec.source!r}: the {part} targets")
+    return split
+
+
+def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
+    """Inputs of an out-of-distribution set, in the raw units and the shape of the split's inputs.
+
+    Raises:
+        UsageError: as ``check_spec``.
+        DataError: missing or damaged data, another shape, or mostly the split's own inputs.
+    """
+    options = check_spec(spec)
+    source = SOURCES[spec.source]
+    assert source.inputs is not None
+    found = source.inputs(options, data_root, split)
+    if tuple(found.x.shape[1:]) != split.input_shape:
+        raise DataError(
+            f"the out-of-distribution set {spec.name!r} has inputs of shape {tuple(found.x.shape[1:])}, "
+            f"the task's have {split.input_shape}"
+        )
+    if len(found.x) == 0:
+        raise DataError(f"the out-of-distribution set {spec.name!r} is empty")
+    _check_finite(found.x, f"the out-of-distribution set {spec.name!r}")
+    known = {hash(row.tobytes()) for part in (split.train, split.validation, split.test) for row in part.x}
+    shared = sum(hash(row.tobytes()) in known for row in found.x) / len(found.x)
+    if shared > MAX_SHARED:
+        raise DataError(
+            f"{shared:.0%} of the out-of-distribution set {spec.name!r} are inputs of the task itself; "
+            "name data from elsewhere"
+        )
+    return found
+
+
+def _check_finite(values: np.ndarray, what: str) -> None:
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))[0])
+        raise DataError(f"{what} contain NaN or infinity (first in example {row}); remove or impute these")

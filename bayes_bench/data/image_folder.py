@@ -1,0 +1,153 @@
+"""A user's own images: ``root/class/*.png`` (also jpg, bmp, …), all of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from bayes_bench.data.base import Arrays, FractionOptions, Inputs, Kind, Source, Split, split_by_fractions
+from bayes_bench.errors import DataError, UsageError
+from bayes_bench.settings import Settings, setting
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+
+
+class ImageFolderOptions(FractionOptions):
+    path: Path = setting(..., "folder with one folder of images per class; relative to the suite's file")
+    test_path: Path | None = setting(None, "a folder of test images with the same classes")
+    size: Size | None = setting(None, "[height, width] to bring all images to; not given: they must be equal")
+    channels: Literal[1, 3] = setting(3, "1 reads grey levels, 3 reads colours")
+
+
+class ImageInputOptions(Settings):
+    path: Path = setting(
+        ..., "folder of images, at any depth; resized to the task's images where they differ"
+    )
+
+
+def split(options: ImageFolderOptions, data_root: Path, kind: Kind) -> Split:
+    """Images ``[N, C, H, W]`` in [0, 1]; the classes are the folders' names in alphabetical order."""
+    if kind == "regression":
+        raise UsageError("data source 'image-folder' has classes, but the likelihood is for regression")
+    classes = tuple(
+        path.name for path in _listing(options.path) if path.is_dir() and not path.name.startswith(".")
+    )
+    if len(classes) < 2:
+        raise DataError(
+            f"{options.path} must hold at least 2 folders of images, one per class; it holds {len(classes)}"
+        )
+    data = _labelled(options.path, classes, options.size, options.channels)
+    test = None
+    if options.test_path is not None:
+        names = {
+            path.name
+            for path in _listing(options.test_path)
+            if path.is_dir() and not path.name.startswith(".")
+        }
+        if unknown := names - set(classes):
+            raise DataError(f"{options.test_path} has a class {min(unknown)!r} that {options.path} has not")
+        held = tuple(name for name in classes if name in names)
+        test = _labelled(options.test_path, held, options.size or _size(data), options.channels)
+        test = Arrays(test.x, np.array([classes.index(name) for name in held])[test.y])
+    train, validation, test = split_by_fractions(data, options, str(options.path), test)
+    return Split(train, validation, test, classes)
+
+
+def _size(data: Arrays) -> Size:
+    return int(data.x.shape[2]), int(data.x.shape[3])
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+
+
+def _labelled(root: Path, classes: Sequence[str], size: Size | None, channels: int) -> Arrays:
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        members = [path for path in _listing(root / name) if path.suffix.lower() in SUFFIXES]
+        if not members:
+            raise DataError(f"{root / name} holds no images ({', '.join(SUFFIXES)})")
+        files += members
+        labels += [label] * len(members)
+    return Arrays(read_images(files, size, channels)[0], np.array(labels, dtype=np.int64))
+
+
+def read_images(files: Sequence[Path], size: Size | None, channels: int) -> tuple[np.ndarray, int]:
+    """Images float32 ``[N, C, H, W]`` in [0, 1] with 1 or 3 channels, and how many of them were resized.
+
+    ``size`` is height and width to resize to; None takes the size of the first and wants all to have it.
+
+    Raises:
+        DataError: a file that is no image, or another size where none was given.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    images, resized, wanted = [], 0, size
+    for file in files:
+        try:
+            with Image.open(file) as opened:
+                image = opened.convert("L" if channels == 1 else "RGB")
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise DataError(f"cannot read the image {file}: {error}") from error
+        found = (image.height, image.width)
+        wanted = wanted or found
+        if found != wanted:
+            if size is None:
+                raise DataError(
+                    f"{file} is {found[0]}×{found[1]} pixels, the first image {wanted[0]}×{wanted[1]}; "
+                    "give `size = [height, width]` to resize all"
+                )
+            image = image.resize(
+                (wanted[1], wanted[0]), Image.Resampling.BOX if _shrinks(found, wanted) else None
+            )
+            resized += 1
+        images.append(np.asarray(image, dtype=np.uint8).reshape(*wanted, channels))
+    stacked = np.stack(images).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(stacked).astype(np.float32) / np.float32(255), resized
+
+
+def _shrinks(found: Size, wanted: Size) -> bool:
+    return found[0] >= wanted[0] and found[1] >= wanted[1]
+
+
+def inputs(options: ImageInputOptions, data_root: Path, split: Split) -> Inputs:
+    """All images below a folder, in the task's size and number of channels."""
+    x, resized = read_image_inputs(options.path, split.input_shape)
+    size = "×".join(str(side) for side in split.input_shape[1:])
+    return Inputs(
+        x, (f"{options.path.name}: {resized} of {len(x)} images resized to {size}",) if resized else ()
+    )
+
+
+def read_image_inputs(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """Images of one file or of all files below a folder as ``[N, *shape]``, and how many were resized."""
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise DataError(f"{path}: images need inputs [1 or 3, H, W], but an input has shape {list(shape)}")
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    else:
+        files = [path]
+    if not files:
+        raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)})")
+    if not path.exists():
+        raise DataError(f"cannot read {path}: no such file or folder")
+    return read_images(files, (shape[1], shape[2]), shape[0])
+
+
+SOURCE = Source(
+    name="image-folder",
+    summary="your own images: a folder with one folder of images per class",
+    SplitOptions=ImageFolderOptions,
+    split=split,
+    InputOptions=ImageInputOptions,
+    inputs=inputs,
+)

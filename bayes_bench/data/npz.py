@@ -1,0 +1,162 @@
+"""A user's own arrays: an NPZ file with ``x`` and ``y``, or ``x_train``, ``y_train``, ``x_test``, ``y_test``.
+
+Never unpickles.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from bayes_bench.data.base import (
+    Arrays,
+    FractionOptions,
+    Inputs,
+    Kind,
+    Source,
+    Split,
+    encode_labels,
+    split_by_fractions,
+    unit_images,
+)
+from bayes_bench.errors import DataError
+from bayes_bench.settings import Settings, setting
+
+
+class NpzOptions(FractionOptions):
+    path: Path = setting(..., "the NPZ file; relative to the suite's file")
+    channels_last: bool = setting(False, "images are [N, H, W, C] rather than [N, C, H, W]")
+
+
+class NpzInputOptions(Settings):
+    path: Path = setting(..., "the NPZ or NPY file; relative to the suite's file")
+    key: str = setting("x", "name of the array in an NPZ file")
+    channels_last: bool = setting(False, "images are [N, H, W, C] rather than [N, C, H, W]")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an NPZ file, or the one of an NPY file under the name ``x``.
+
+    Raises:
+        DataError: unreadable, damaged, or holding Python objects.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"x": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is not an NPZ file of plain arrays ({error})") from error
+
+
+def as_inputs(values: np.ndarray, channels_last: bool, what: str) -> np.ndarray:
+    """Inputs float32 ``[N, ...]``: images ``[N, C, H, W]``, features ``[N, F]``; grey bytes become [0, 1]."""
+    if (
+        not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer))
+        or values.ndim == 0
+    ):
+        raise DataError(
+            f"{what}: inputs must be an array of numbers, got {values.dtype} of shape {values.shape}"
+        )
+    if values.ndim in (1, 3):  # one feature, or one channel
+        values = values[:, None]
+    elif values.ndim == 4 and channels_last:
+        values = values.transpose(0, 3, 1, 2)
+    # Small bytes in a table of features are counts; in an array of images they are grey levels.
+    return np.ascontiguousarray(unit_images(values) if values.ndim == 4 else values.astype(np.float32))
+
+
+def split(options: NpzOptions, data_root: Path, kind: Kind) -> Split:
+    """One file with everything; parts that are not in it are split off by the fractions."""
+    path = options.path
+    arrays = read_arrays(path)
+    separate = "x_train" in arrays
+    parts = {"train": ("x_train", "y_train") if separate else ("x", "y")}
+    parts |= {
+        part: (f"x_{part}", f"y_{part}")
+        for part in ("validation", "test")
+        if {f"x_{part}", f"y_{part}"} & set(arrays)
+    }
+    for names in parts.values():
+        for name in names:
+            if name not in arrays:
+                raise DataError(
+                    f"{path} has no array {name!r}; it has {', '.join(sorted(arrays)) or 'none'}, and needs "
+                    "x and y or x_train and y_train (x_validation, y_validation, x_test, y_test)"
+                )
+    examples: dict[str, Arrays] = {}
+    classes: tuple[str, ...] = ()
+    for part, (x_name, y_name) in parts.items():
+        x = as_inputs(arrays[x_name], options.channels_last, f"{path}: {x_name}")
+        y, classes = _targets(arrays[y_name], kind, classes if part != "train" else None, f"{path}: {y_name}")
+        if len(x) != len(y):
+            raise DataError(f"{path}: {x_name} has {len(x)} examples, {y_name} has {len(y)}")
+        if part != "train" and x.shape[1:] != examples["train"].x.shape[1:]:
+            raise DataError(f"{path}: inputs {x_name} have another shape than {parts['train'][0]}")
+        if part != "train" and y.shape[1:] != examples["train"].y.shape[1:]:
+            raise DataError(f"{path}: targets {y_name} have another shape than {parts['train'][1]}")
+        examples[part] = Arrays(x, y)
+    train, validation, test = examples["train"], examples.get("validation"), examples.get("test")
+    if validation is None:
+        train, validation, test = split_by_fractions(train, options, str(path), test)
+    elif test is None:
+        # The two parts of a split by one fraction: what is set apart becomes the test set.
+        train, test, _ = split_by_fractions(
+            train, options.model_copy(update={"validation": options.test}), str(path), validation
+        )
+    return Split(train, validation, test, classes)
+
+
+def _targets(
+    values: np.ndarray, kind: Kind, known: tuple[str, ...] | None, what: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    if kind == "regression":
+        if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
+            raise DataError(f"{what}: regression targets must be numbers, got {values.dtype}")
+        if values.ndim not in (1, 2):
+            raise DataError(f"{what}: regression targets must be [N] or [N, D], got {values.shape}")
+        return values.reshape(len(values), -1).astype(np.float32), ()
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    whole = np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "Ub"
+    if values.ndim != 1 or not whole:
+        raise DataError(
+            f"{what}: class labels must be whole numbers or text [N], "
+            f"got {values.dtype} of shape {values.shape}"
+        )
+    y, classes = encode_labels(values.tolist(), known)
+    if (y < 0).any():
+        row = int(np.argmin(y))
+        raise DataError(
+            f"{what}: class {values[row].item()!r} (example {row}) does not occur in the training examples"
+        )
+    return y, classes
+
+
+def inputs(options: NpzInputOptions, data_root: Path, split: Split) -> Inputs:
+    """One array of an NPZ file, ``[N, ...]``."""
+    return Inputs(read_input_array(options.path, options.key, options.channels_last))
+
+
+def read_input_array(path: Path, key: str = "x", channels_last: bool = False) -> np.ndarray:
+    """Inputs float32 ``[N, ...]`` from an NPZ or NPY file."""
+    arrays = read_arrays(path)
+    if key not in arrays:
+        raise DataError(f"{path} has no array {key!r}; it has {', '.join(sorted(arrays)) or 'none'}")
+    return as_inputs(arrays[key], channels_last, f"{path}: {key}")
+
+
+SOURCE = Source(
+    name="npz",
+    summary="your own arrays: NPZ with x and y, or x_train, y_train, x_test, y_test",
+    SplitOptions=NpzOptions,
+    split=split,
+    InputOptions=NpzInputOptions,
+    inputs=inputs,
+)

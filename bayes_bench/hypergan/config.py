@@ -1,0 +1,68 @@
+"""Settings of HyperGAN; imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from bayes_bench.settings import MethodConfig, setting
+
+Width = Annotated[int, Field(gt=0)]
+
+
+class HyperGANConfig(MethodConfig):
+    """HyperGAN: a generative model of whole network weights.
+
+    Noise passes through a mixer to one code per layer; per-layer generators turn the codes into weights and
+    biases. A discriminator keeps the codes close to a Gaussian, so that the generated networks stay diverse.
+    Every generated network is used for one step and discarded. There is no weight-entropy term: this is not
+    a temperature-1 posterior, and the task's prior is not used.
+    """
+
+    reference: ClassVar[str] = "Ratzlaff & Li, HyperGAN, ICML 2019, arXiv:1901.11058"
+
+    networks: int = setting(8, "networks generated in each training step", gt=1)
+    batch_size: int = setting(32, "examples per generated network and step, each network its own", gt=0)
+    noise_dim: int = setting(256, "dimensions of the mixer's input noise", source="paper, section 4", gt=0)
+    code_dim: int = setting(64, "dimensions of each layer's code", source="paper: 64 to 256", gt=0)
+    mixer: bool = setting(True, "off: independent Gaussian codes, the paper's ablation; leaves the discriminator idle")
+    mixer_hidden: tuple[Width, ...] = setting((256, 256), "hidden widths of the mixer", source="paper: 512, 512")
+    generator_hidden: tuple[Width, ...] = setting(
+        (64, 64), "hidden widths of each layer's generator", source="paper: 512, 512; narrow ones lose nothing here"
+    )
+    discriminator: Literal["joint", "per_layer", "none"] = setting(
+        "joint",
+        "'joint' sees the codes of all layers at once, as the paper defines it; 'per_layer' is the official code's, "
+        "one network for each code alone; 'none' is the paper's ablation",
+    )
+    discriminator_hidden: tuple[Width, ...] = setting(
+        (256, 256), "hidden widths of the discriminator", source="paper: 512, 512"
+    )
+    discriminator_batch: int = setting(64, "codes and prior samples per discriminator step", gt=1)
+    adversarial_weight: float = setting(
+        1.0, "λ, weight of −log D(code) against the mean negative log likelihood", source="paper, equation 4", ge=0
+    )
+    fixed_generator_scale: float = setting(
+        0.0,
+        "scale of a frozen random linear generator added to the trained one, so that every code has its own "
+        "starting network, as ensemble members do; 1 is the scale of a usual initialisation, 0 switches it off",
+        source="additive priors of hypermodels, arXiv:2006.07464",
+        ge=0,
+    )
+    weight_gain: float = setting(
+        1.0, "generated weights start with standard deviation gain/√fan-in", gt=0
+    )
+    learning_rate: float = setting(2e-3, "Adam, mixer and generators", gt=0)
+    discriminator_learning_rate: float = setting(1e-3, "Adam, discriminator", gt=0)
+    final_learning_rate: float = setting(0.05, "share of the learning rate left when the budget is spent (cosine)", ge=0, le=1)
+    pretrain_tolerance: float = setting(
+        0.25,
+        "the mixer's pre-training ends when mean and covariance of its codes differ from the prior's by at most "
+        "(1 + this) times what a sample of the prior itself differs",
+        gt=0,
+    )
+    pretrain_steps: int = setting(2000, "at most so many pre-training steps of the mixer", ge=0)
+    validation_networks: int = setting(10, "networks drawn for each validation", gt=1)
+    keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
+    patience: int | None = setting(None, "stop after so many validations (of 20) without a better one; none: never", gt=0)

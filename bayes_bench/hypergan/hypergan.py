@@ -1,0 +1,153 @@
+"""HyperGAN as a ``WeightPosterior``: what it is, its state, fit, sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bayes_bench.examples import FitData
+from bayes_bench.hypergan.config import HyperGANConfig
+from bayes_bench.hypergan.discriminator import Discriminator, accuracy, discriminator_loss, generator_loss
+from bayes_bench.hypergan.generators import Generators
+from bayes_bench.hypergan.mixer import Mixer, pretrain
+from bayes_bench.posterior import WeightPosterior, WeightSamples
+from bayes_bench.training import TrainingLoop, cosine_decay
+
+
+class HyperGAN(WeightPosterior):
+    """Noise → mixer → one code per layer → generators → weights of a whole network.
+
+    Minimises E[mean NLL of generated networks] − λ E[log D(codes)] over mixer and generators, against a
+    discriminator D that tells codes from samples of N(0, I) (paper, equations 3 and 4). D is updated on
+    detached codes, and the mixer against the updated D.
+    """
+
+    Config = HyperGANConfig
+    uses_prior = False
+    config: HyperGANConfig
+
+    def _build(self) -> None:
+        """The parts, with random weights; the caller seeds."""
+        config = self.config
+        self.generators = Generators(
+            self.initial,
+            config.code_dim,
+            config.generator_hidden,
+            gain=config.weight_gain,
+            fixed_scale=config.fixed_generator_scale,
+        )
+        size = self.generators.code_size
+        self.mixer = Mixer(config.noise_dim, config.mixer_hidden, size) if config.mixer else None
+        self.discriminator = None
+        if self.mixer and config.discriminator != "none" and config.adversarial_weight > 0:
+            views = 1 if config.discriminator == "joint" else len(self.generators.layers)
+            self.discriminator = Discriminator(size, views, config.discriminator_hidden)
+        for part in self._parts().values():
+            part.to(self.device)
+
+    def _parts(self) -> dict[str, nn.Module]:
+        parts = {"generators": self.generators, "mixer": self.mixer, "discriminator": self.discriminator}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    # Fit --------------------------------------------------------------------------------------------------
+
+    def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
+        config = self.config
+        with self.seeded(rng):
+            self._build()
+        mixer, discriminator = self.mixer, self.discriminator
+        if mixer is not None:
+            steps, excess = pretrain(
+                mixer, rng, tolerance=config.pretrain_tolerance, max_steps=config.pretrain_steps, device=self.device
+            )
+            loop.note(f"mixer pre-trained for {steps} steps, to {excess:.2f} times the distance of a prior sample")
+        trained = [*self.generators.parameters(), *(mixer.parameters() if mixer else ())]
+        optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+        state = {**self._parts(), "optimizer": optimizer}
+        decays = [cosine_decay(optimizer, config.final_learning_rate)]
+        train_discriminator: Callable[[], dict[str, Tensor]] = dict
+        if discriminator is not None:
+            adversary = torch.optim.Adam(
+                discriminator.parameters(), lr=config.discriminator_learning_rate, betas=(0.5, 0.999), fused=True
+            )
+            state["adversary"] = adversary
+            decays.append(cosine_decay(adversary, config.final_learning_rate))
+
+            def train_discriminator() -> dict[str, Tensor]:
+                size = config.discriminator_batch
+                with torch.no_grad():
+                    codes = self._codes(size, rng)
+                prior = torch.randn(codes.shape, generator=rng).to(self.device)
+                real, fake = discriminator(prior), discriminator(codes)
+                adversary.zero_grad()
+                discriminator_loss(real, fake).backward()
+                adversary.step()
+                return {"discriminator_accuracy": accuracy(real, fake)}
+
+        # More examples per network than there are would only repeat them.
+        batch_size = min(config.batch_size, len(data.train))
+        batches = data.train.minibatches(batch_size, rng, networks=config.networks)
+
+        def step() -> Mapping[str, Tensor]:
+            report = train_discriminator()
+            codes = self._codes(config.networks, rng)
+            weights = self.complete(self.generators(codes))
+            x, y = next(batches)
+            nll = self.loss(self.stacked(weights, x, own_inputs=True), y, weights).mean()
+            objective = nll
+            if discriminator is not None:
+                objective = nll + config.adversarial_weight * generator_loss(discriminator(codes))
+            optimizer.zero_grad()
+            objective.backward()
+            optimizer.step()
+            return {"loss": nll.detach(), **report}
+
+        def schedule(progress: float) -> None:
+            for decay in decays:
+                decay(progress)
+
+        draw_seed = int(torch.randint(2**62, (), generator=rng))
+
+        def validate() -> dict[str, float]:
+            with torch.no_grad():
+                weights = self._sample(config.validation_networks, torch.Generator().manual_seed(draw_seed))
+            return self.validation_scores(data, self.complete(weights))
+
+        loop.run(
+            step,
+            state,
+            cost=config.networks * batch_size,
+            schedule=schedule,
+            validate=validate,
+            validation_cost=self.validation_cost(data, config.validation_networks),
+            keep_best=config.keep_best,
+            patience=config.patience,
+        )
+
+    def _codes(self, n: int, rng: torch.Generator) -> Tensor:
+        """Codes of n networks, ``[n, L·d]``; noise is drawn network by network, so that draws are nested."""
+        size = self.mixer.noise_dim if self.mixer else self.generators.code_size
+        noise = torch.stack([torch.randn(size, generator=rng) for _ in range(n)]).to(self.device)
+        return self.mixer(noise) if self.mixer else noise
+
+    # Sample -----------------------------------------------------------------------------------------------
+
+    def _sample(self, n: int, rng: torch.Generator) -> WeightSamples:
+        weights: WeightSamples = self.generators(self._codes(n, rng))
+        return weights
+
+    # State ------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Tensor]:
+        parts = {name: part for name, part in self._parts().items() if name != "discriminator"}
+        return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+
+    def _load_state(self, state: Mapping[str, Tensor]) -> None:
+        with self.seeded(torch.Generator()):
+            self._build()
+        self.discriminator = None  # only training needs it
+        for name, part in self._parts().items():
+            prefix = f"{name}."
+            part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

@@ -1,0 +1,250 @@
+"""What is run: suites × tasks × methods × seeds resolved into jobs. Imports no torch, needs no data."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bayes_bench import registry
+from bayes_bench.errors import UsageError, unknown_name
+from bayes_bench.settings import Settings
+from bayes_bench.store import canonical_hash
+from bayes_bench.suite import MethodEntry, SuiteSpec, TaskSpec
+
+# Parts of a task that change no result by themselves: texts, hints, what a job resolves on its own (budget and
+# settings), and where the data come from: the checksum speaks for the data, so a moved file changes no key.
+NOT_IN_KEY = {"title", "seconds_per_job", "megabytes_per_job", "budget", "settings", "data", "ood", "validation_ood"}
+MAX_SEEDS = 10_000
+
+
+class Job(Settings):
+    """One training run: frozen, and all of it is JSON.
+
+    Attributes:
+        label: the row's name; several labels may run one ``method`` with different settings.
+        settings: those given by the task, the suite and the command line, not the defaults.
+        config: all settings of the method, resolved.
+        revision: ``MethodConfig.revision`` when the job was planned.
+    """
+
+    suite: str
+    task: TaskSpec
+    label: str
+    method: str
+    seed: int
+    budget: int
+    settings: dict[str, Any]
+    config: dict[str, Any]
+    revision: int
+
+    def variant(self, checksum: str, device: str) -> str:
+        """Identity of everything but the seed: results with the same variant may be averaged over seeds.
+
+        Args:
+            checksum: of the task's data.
+            device: its class, ``"cpu"`` or ``"cuda"``.
+        """
+        return canonical_hash(
+            {
+                "format": 1,
+                "task": self.task.model_dump(mode="json", exclude=NOT_IN_KEY),
+                "data": checksum,
+                "method": self.method,
+                "revision": self.revision,
+                "config": self.config,
+                "budget": self.budget,
+                "device": device,
+            }
+        )
+
+    def key(self, checksum: str, device: str) -> str:
+        """The job's key, 64 hexadecimal digits: a finished job with the same key is not run again."""
+        return canonical_hash({"variant": self.variant(checksum, device), "seed": self.seed})
+
+    @property
+    def name(self) -> str:
+        """For messages: ``task/label seed k``."""
+        return f"{self.task.name}/{self.label} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Override:
+    """One ``--set``: ``target`` is a label, or a method and then all its labels."""
+
+    target: str
+    key: str
+    value: Any
+
+
+def parse_override(text: str) -> Override:
+    """``"hypergan.adversarial_weight=0.5"``; the value is read as TOML, and as plain text where it is none.
+
+    Raises:
+        UsageError: not of the form METHOD.KEY=VALUE.
+    """
+    path, equals, value = text.partition("=")
+    target, dot, key = path.strip().rpartition(".")
+    if not (equals and dot and target and key):
+        raise UsageError(f"--set {text!r}: write METHOD.KEY=VALUE, e.g. hypergan.adversarial_weight=0.5")
+    try:
+        parsed = tomllib.loads(f"value = {value}")
+        if parsed.keys() != {"value"}:
+            raise UsageError(f"--set {text!r}: one value per --set, please")
+        return Override(target, key, parsed["value"])
+    except tomllib.TOMLDecodeError:
+        return Override(target, key, value.strip())
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """``"0-4"``, ``"0,1,2"`` or ``"0-2,7"`` as a tuple without repeats.
+
+    Raises:
+        UsageError: anything else.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UsageError(f"--seeds {text!r}: write a list such as 0,1,2 or a range such as 0-4")
+        low, high = int(first), int(last) if dash else int(first)
+        if low > high:
+            raise UsageError(f"--seeds {text!r}: the range {low}-{high} is empty; write {high}-{low}")
+        if high - low >= MAX_SEEDS:
+            raise UsageError(f"--seeds {text!r}: more than {MAX_SEEDS:,} seeds")
+        seeds += range(low, high + 1)
+    return tuple(dict.fromkeys(seeds))
+
+
+def plan(
+    suites: Sequence[SuiteSpec],
+    *,
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    overrides: Iterable[Override] = (),
+    budget_scale: float = 1.0,
+) -> tuple[Job, ...]:
+    """All jobs in the order they are run: first every task and method with the first seed.
+
+    Args:
+        methods: labels of the suites' entries, or names of registered methods; empty for the suites' own lists
+            (for a suite without a list: every registered method).
+        seeds: empty for the suites' own.
+        overrides: settings above those of suites and tasks.
+        budget_scale: factor on every task's budget, > 0.
+
+    Raises:
+        UsageError: an unknown method, label or setting, a value of the wrong type, a data source or option that
+            does not exist, or one job in two suites.
+        PluginError: a method that is asked for is broken.
+    """
+    from bayes_bench.data import check_task
+
+    if not (0 < budget_scale < float("inf")):
+        raise UsageError(f"--budget-scale must be a positive number, got {budget_scale:g}")
+    overrides = tuple(overrides)
+    if len({suite.name for suite in suites}) < len(suites):
+        raise UsageError("the same suite is named twice; name it once")
+    registered = registry.methods()
+    entries = {suite.name: _entries(suite, suites, methods, registered) for suite in suites}
+    _check_overrides(overrides, [entry for chosen in entries.values() for entry in chosen], registered)
+    jobs: list[tuple[int, Job]] = []
+    for suite in suites:
+        for task in suite.tasks:
+            check_task(task)
+            _check_task_settings(suite, task, registered)
+            for entry in entries[suite.name]:
+                settings = _settings(task, entry, overrides)
+                try:
+                    config = registry.resolve_config(entry.method, settings)
+                except UsageError as error:
+                    raise UsageError(f"suite {suite.name!r}, task {task.name!r}: {error}") from error
+                for position, seed in enumerate(seeds or suite.seeds):
+                    job = Job(
+                        suite=suite.name,
+                        task=task,
+                        label=entry.label,
+                        method=entry.method,
+                        seed=seed,
+                        budget=max(1, round(task.budget * budget_scale)),
+                        settings=settings,
+                        config=config.model_dump(mode="json"),
+                        revision=config.revision,
+                    )
+                    jobs.append((position, job))
+    if not jobs:
+        raise UsageError("nothing to run: the suites have none of these methods")
+    _check_distinct([job for _, job in jobs])
+    return tuple(job for _, job in sorted(jobs, key=lambda item: item[0]))  # stable: the suites' order within a seed
+
+
+def _entries(
+    suite: SuiteSpec, suites: Sequence[SuiteSpec], methods: Sequence[str], registered: Mapping[str, Any]
+) -> tuple[MethodEntry, ...]:
+    listed = {entry.label: entry for entry in suite.methods}
+    if not methods:
+        chosen = suite.methods or tuple(MethodEntry(label=name, method=name) for name in registered)
+        if not chosen:
+            raise UsageError("no methods are registered; install the package first: pip install .")
+        for entry in chosen:
+            if entry.method not in registered:
+                raise UsageError(f"suite {suite.name!r}: {unknown_name('method', entry.method, registered)}")
+        return chosen
+    elsewhere = {entry.label for other in suites for entry in other.methods}
+    found = []
+    for name in dict.fromkeys(methods):
+        if name in listed:
+            if listed[name].method not in registered:
+                raise UsageError(f"suite {suite.name!r}: {unknown_name('method', listed[name].method, registered)}")
+            found.append(listed[name])
+        elif name in registered:
+            found.append(MethodEntry(label=name, method=name))
+        elif name not in elsewhere:
+            raise UsageError(unknown_name("method", name, registered.keys() | elsewhere))
+    return tuple(found)
+
+
+def _settings(task: TaskSpec, entry: MethodEntry, overrides: Iterable[Override]) -> dict[str, Any]:
+    """Those of the task for the method, of the task for the label, of the entry, of the command line; later ones win."""
+    settings = dict(task.settings.get(entry.method, {}))
+    if entry.label != entry.method:
+        settings |= task.settings.get(entry.label, {})
+    settings |= entry.settings
+    # A label is nearer than a method of the same name, whatever the order on the command line.
+    for target in (entry.method, entry.label):
+        settings |= {override.key: override.value for override in overrides if override.target == target}
+    return settings
+
+
+def _check_overrides(
+    overrides: Iterable[Override], entries: Sequence[MethodEntry], registered: Mapping[str, Any]
+) -> None:
+    known = {entry.label for entry in entries} | {entry.method for entry in entries}
+    for override in overrides:
+        where = f"--set {override.target}.{override.key}"
+        if override.target in known:
+            continue
+        if override.target in registered:
+            raise UsageError(f"{where}: {override.target!r} is not among the methods run ({', '.join(sorted(known))})")
+        raise UsageError(f"{where}: {unknown_name('method', override.target, known)}")
+
+
+def _check_task_settings(suite: SuiteSpec, task: TaskSpec, registered: Mapping[str, Any]) -> None:
+    """A misspelt name in a task's settings would change nothing and tell nobody."""
+    known = registered.keys() | {entry.label for entry in suite.methods} | {entry.method for entry in suite.methods}
+    for name in task.settings:
+        if name not in known:
+            sentence = unknown_name("method", name, known)
+            raise UsageError(f"suite {suite.name!r}, task {task.name!r}: settings for an {sentence}")
+
+
+def _check_distinct(jobs: Sequence[Job]) -> None:
+    seen: dict[tuple[str, str, int], Job] = {}
+    for job in jobs:
+        other = seen.setdefault((job.task.name, job.label, job.seed), job)
+        if other.suite != job.suite and other.variant("", "") == job.variant("", ""):
+            raise UsageError(
+                f"the suites {other.suite!r} and {job.suite!r} both hold {job.name}; "
+                "run them with two commands, so that each has a folder of its own"
+            )

@@ -1,0 +1,142 @@
+"""Likelihoods: what a network's outputs mean. They own the output width and any noise parameter.
+
+Letters: S weight samples, B batch, K outputs, C classes, D target dimensions.
+A learned noise scale is a *reserved* weight entry (its name starts with ``likelihood.``): methods treat it
+like any other parameter, so every weight sample carries its own noise.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bayes_bench.errors import UsageError
+
+RESERVED = "likelihood."
+LOG_NOISE = RESERVED + "log_noise_std"
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class Likelihood(ABC):
+    """p(y | outputs of the network)."""
+
+    kind: Literal["classification", "regression"]
+    output_width: int
+    """K, the width of the network's output."""
+
+    def initial_parameters(self) -> dict[str, Tensor]:
+        """Starting values of the reserved entries; empty where nothing is learned."""
+        return {}
+
+    def log_prior(self, weights: Mapping[str, Tensor]) -> Tensor | float:
+        """Log prior density of the reserved entries, ``[S]`` (up to no constant); 0 where there are none."""
+        return 0.0
+
+    @abstractmethod
+    def nll(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Negative log likelihood per network and example, in nats.
+
+        Args:
+            outputs: ``[S, B, K]``.
+            y: targets shared by the networks (``[B]`` or ``[B, D]``) or one set for each (``[S, B]``, ``[S, B, D]``).
+            weights: the weight samples that gave the outputs; only reserved entries are read.
+
+        Returns:
+            ``[S, B]``.
+        """
+
+    @abstractmethod
+    def predict(self, outputs: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The predictive distribution of each network, as the arrays that are stored and measured.
+
+        Classification: ``log_probs [S, B, C]``. Regression: ``mean [S, B, D]`` and ``noise_std [S, B, D]``.
+        """
+
+
+class Categorical(Likelihood):
+    """Classes 0 … C−1; the network gives C logits."""
+
+    kind = "classification"
+
+    def __init__(self, num_classes: int):
+        if num_classes < 2:
+            raise UsageError(f"Categorical needs at least 2 classes, got {num_classes}")
+        self.output_width = num_classes
+
+    def nll(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        y = y.expand(outputs.shape[:-1])
+        flat = F.cross_entropy(outputs.reshape(-1, self.output_width), y.reshape(-1), reduction="none")
+        return flat.view(y.shape)
+
+    def predict(self, outputs: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"log_probs": F.log_softmax(outputs, dim=-1)}
+
+    def __repr__(self) -> str:
+        return f"Categorical({self.output_width})"
+
+
+class Gaussian(Likelihood):
+    """y ~ N(output, σ²): σ known, or one learned global σ with prior log σ ~ N(log ``initial_std``, 1)."""
+
+    kind = "regression"
+
+    def __init__(self, noise_std: float | Literal["learned"] = "learned", dimensions: int = 1, initial_std: float = 0.5):
+        if noise_std != "learned" and not noise_std > 0:
+            raise UsageError(f"Gaussian: noise_std must be positive or 'learned', got {noise_std!r}")
+        self.noise_std = noise_std
+        self.output_width = dimensions
+        self.initial_std = initial_std
+
+    def initial_parameters(self) -> dict[str, Tensor]:
+        return {LOG_NOISE: torch.tensor(math.log(self.initial_std))} if self.noise_std == "learned" else {}
+
+    def log_prior(self, weights: Mapping[str, Tensor]) -> Tensor | float:
+        if LOG_NOISE not in weights:
+            return 0.0
+        return -0.5 * (weights[LOG_NOISE] - math.log(self.initial_std)) ** 2 - HALF_LOG_2PI
+
+    def _log_std(self, weights: Mapping[str, Tensor]) -> Tensor | float:
+        """``[S, 1, 1]`` where learned, else a number."""
+        return weights[LOG_NOISE][:, None, None] if self.noise_std == "learned" else math.log(self.noise_std)
+
+    def nll(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        return _gaussian_nll(y, outputs, self._log_std(weights)).sum(-1)
+
+    def predict(self, outputs: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        log_std = torch.as_tensor(self._log_std(weights), dtype=outputs.dtype, device=outputs.device)
+        return {"mean": outputs, "noise_std": log_std.exp().expand(outputs.shape)}
+
+    def __repr__(self) -> str:
+        return f"Gaussian(noise_std={self.noise_std!r}, dimensions={self.output_width})"
+
+
+class HeteroscedasticGaussian(Likelihood):
+    """y ~ N(μ, σ²) with both from the network: K = 2D outputs, first the means, then the log σ."""
+
+    kind = "regression"
+
+    def __init__(self, dimensions: int = 1):
+        self.dimensions = dimensions
+        self.output_width = 2 * dimensions
+
+    def nll(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        mean, log_std = outputs.split(self.dimensions, dim=-1)
+        return _gaussian_nll(y, mean, log_std).sum(-1)
+
+    def predict(self, outputs: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        mean, log_std = outputs.split(self.dimensions, dim=-1)
+        return {"mean": mean, "noise_std": log_std.exp()}
+
+    def __repr__(self) -> str:
+        return f"HeteroscedasticGaussian({self.dimensions})"
+
+
+def _gaussian_nll(y: Tensor, mean: Tensor, log_std: Tensor | float) -> Tensor:
+    scaled = (y - mean) * (torch.exp(-log_std) if isinstance(log_std, Tensor) else math.exp(-log_std))
+    return 0.5 * scaled**2 + log_std + HALF_LOG_2PI

@@ -1,0 +1,153 @@
+"""Metrics: what is measured of one job, from its stored predictions and record. Imports no torch.
+
+``CATALOGUE`` lists every metric; :func:`compute` evaluates those that apply to a job. The definitions are
+pure functions in one module per family and can be used alone::
+
+    from bayes_bench.metrics import auroc, ece
+    ece(probs, y)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bayes_bench.metrics import calibration, classification, cost, diversity, ood, regression
+from bayes_bench.metrics.base import JobPredictions, Metric, NotApplicableError, normalise, summarise
+from bayes_bench.metrics.calibration import ece, ece_adaptive, fit_temperature, reliability
+from bayes_bench.metrics.classification import accuracy, brier, nll
+from bayes_bench.metrics.diversity import (
+    COLLAPSE_THRESHOLD,
+    disagreement,
+    mutual_information,
+    norm_spread,
+    pair_cosine,
+    pair_distance,
+    total_variation,
+)
+from bayes_bench.metrics.ood import auroc, average_precision, fpr_at_tpr
+from bayes_bench.metrics.regression import coverage, crps, rmse
+
+__all__ = [
+    "CATALOGUE",
+    "COLLAPSE_THRESHOLD",
+    "Metric",
+    "NotApplicableError",
+    "accuracy",
+    "alarms",
+    "auroc",
+    "average_precision",
+    "brier",
+    "compute",
+    "coverage",
+    "crps",
+    "disagreement",
+    "ece",
+    "ece_adaptive",
+    "find",
+    "fit_temperature",
+    "fpr_at_tpr",
+    "mutual_information",
+    "nll",
+    "norm_spread",
+    "normalise",
+    "pair_cosine",
+    "pair_distance",
+    "reliability",
+    "rmse",
+    "summarise",
+    "total_variation",
+]
+
+CATALOGUE: tuple[Metric, ...] = (
+    *classification.CATALOGUE,
+    *calibration.CATALOGUE,
+    *diversity.CATALOGUE,
+    *ood.CATALOGUE,
+    *regression.CATALOGUE,
+    *cost.CATALOGUE,
+)
+
+
+def compute(
+    predictions: Mapping[str, NDArray[Any]],
+    record: Mapping[str, Any],
+    metrics: Sequence[Metric] = CATALOGUE,
+) -> list[dict[str, Any]]:
+    """The rows of a record's ``metrics``: every metric that is defined for the job's kind of task.
+
+    Args:
+        predictions: the stored arrays of the job.
+        record: its record; read are ``kind``, ``networks``, ``support``, ``task_spec``, ``weight_layers``,
+            ``budget`` and ``cost``. It may lack ``metrics``.
+        metrics: what to evaluate.
+
+    Returns:
+        Rows ``{name, value, unit, higher_is_better, group}``; where the value is None (n/a) also ``reason``.
+
+    Raises:
+        DivergenceError: the predictions contain NaN or infinity.
+    """
+    job = JobPredictions(predictions, record)
+    rows = []
+    for metric in metrics:
+        if metric.kind not in ("any", job.kind):
+            continue
+        for item in _items(metric, job):
+            row: dict[str, Any] = {
+                "name": metric.name_for(item) if item is not None else metric.name,
+                "value": None,
+                "unit": metric.unit,
+                "higher_is_better": metric.higher_is_better,
+                "group": metric.group,
+            }
+            try:
+                value = float(metric.evaluate(job) if item is None else metric.evaluate(job, item))
+            except NotApplicableError as reason:
+                row["reason"] = str(reason)
+            else:
+                if math.isfinite(value):
+                    row["value"] = value
+                else:
+                    row["reason"] = "not a finite number"
+            rows.append(row)
+    return rows
+
+
+def alarms(
+    predictions: Mapping[str, NDArray[Any]], record: Mapping[str, Any], threshold: float = COLLAPSE_THRESHOLD
+) -> list[str]:
+    """Sentences about a collapsed posterior (see ``bayes_bench.metrics.diversity.alarms``); mostly none."""
+    return diversity.alarms(JobPredictions(predictions, record), threshold)
+
+
+def find(name: str, kind: str) -> Metric | None:
+    """The metric behind a name of ``results.csv`` (``ood_auroc/letters``) for a kind of task, or None."""
+    for metric in CATALOGUE:
+        if metric.kind not in ("any", kind):
+            continue
+        stem, placeholder, _ = metric.name.partition("<")
+        if name == metric.name or (placeholder and name.startswith(stem)):
+            return metric
+    return None
+
+
+def _items(metric: Metric, job: JobPredictions) -> Sequence[str | None]:
+    """What a metric is evaluated for; ``[None]`` where it is one number."""
+    match metric.over:
+        case "ood" | "validation_ood":
+            return job.sets(metric.over)
+        case "layer":
+            return job.layers()
+        case "region" | "ratio":
+            spec = (job.record.get("task_spec") or {}).get("curve")
+            if spec is None:
+                return []
+            if metric.over == "region":
+                return ["inside", *(["gap"] if spec.get("gap") else []), "outside"]
+            return [*(["gap_inside"] if spec.get("gap") else []), "outside_inside"]
+        case _:
+            return [None]

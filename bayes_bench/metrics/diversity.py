@@ -1,0 +1,309 @@
+"""How different the drawn networks are: as functions (what counts) and as weights (which can mislead)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from bayes_bench.metrics.base import (
+    Floats,
+    Ints,
+    JobPredictions,
+    Metric,
+    NotApplicableError,
+    example_chunks,
+    normalise,
+    summarise,
+)
+
+GROUP = "diversity"
+COLLAPSE_THRESHOLD = 0.01
+"""Mean total variation between two networks on out-of-distribution data below which a draw is collapsed."""
+
+
+def disagreement(labels: Ints, classes: int) -> Floats:
+    """Share of the pairs of networks that give an example different labels: 1 − Σ_c C(n_c, 2) / C(S, 2).
+
+    A mean over pairs, so its expectation does not depend on S.
+
+    Args:
+        labels: ``[S, N]``, S ≥ 2.
+        classes: C.
+
+    Returns:
+        ``[N]``, in [0, 1].
+    """
+    networks, examples = labels.shape
+    if networks < 2:
+        raise NotApplicableError("one network")
+    flat = labels + classes * np.arange(examples)
+    counts = np.bincount(flat.reshape(-1), minlength=classes * examples).reshape(examples, classes)
+    agreeing = (counts * (counts - 1)).sum(axis=-1)
+    return np.asarray(1 - agreeing / (networks * (networks - 1)), dtype=np.float64)
+
+
+def mutual_information(log_probs: NDArray[Any]) -> Floats:
+    """H(mean_s p_s) − mean_s H(p_s) of every example from log probabilities ``[S, N, C]``: ``[N]``."""
+    return summarise(log_probs, ()).mutual_information
+
+
+def total_variation(log_probs: NDArray[Any]) -> Floats:
+    """Mean over pairs of networks of ½ Σ_c |p_i − p_j|: log probabilities ``[S, N, C]`` → ``[N]``.
+
+    With sorted values Σ_{i<j} |p_i − p_j| = Σ_k (2k − S − 1) p_(k), so all pairs cost one sort.
+    """
+    networks, examples, classes = log_probs.shape
+    if networks < 2:
+        raise NotApplicableError("one network")
+    rank_weights = (2.0 * np.arange(1, networks + 1) - networks - 1) / (networks * (networks - 1))
+    result = np.empty(examples)
+    for part in example_chunks(networks, examples, classes):
+        probs = np.ascontiguousarray(np.exp(normalise(log_probs[:, part])).transpose(1, 2, 0))
+        probs.sort(axis=-1)
+        result[part] = (probs @ rank_weights).sum(axis=-1)
+    return np.clip(result, 0.0, 1.0)
+
+
+def gaussian_total_variation(mean: Floats, noise_std: Floats) -> Floats:
+    """Mean over pairs of networks of the total variation between their Gaussians, averaged over D: ``[P]``.
+
+    Exact where both have one noise σ, 2Φ(|μ_i − μ_j| / 2σ) − 1; where they differ, σ² is the mean of both.
+
+    Args:
+        mean: ``[S, P, D]``, S ≥ 2.
+        noise_std: ``[S, P, D]``, positive.
+    """
+    networks = len(mean)
+    if networks < 2:
+        raise NotApplicableError("one network")
+    total = np.zeros(mean.shape[1])
+    for i in range(networks - 1):
+        pooled = np.sqrt((noise_std[i] ** 2 + noise_std[i + 1 :] ** 2) / 2)
+        total += (2 * ndtr(np.abs(mean[i] - mean[i + 1 :]) / (2 * pooled)) - 1).mean(axis=-1).sum(axis=0)
+    return np.asarray(total / (networks * (networks - 1) / 2), dtype=np.float64)
+
+
+def norm_spread(gram: Floats) -> float:
+    """Spread (std / mean, ddof 0) of weight vectors' L2 norms, from their Gram matrix ``[S, S]``; ≥ 0."""
+    norms = _norms(gram)
+    return float(norms.std() / norms.mean())
+
+
+def pair_distance(gram: Floats) -> float:
+    """Mean over pairs of ‖w_i − w_j‖ / √(‖w_i‖ ‖w_j‖), from the Gram matrix; ≥ 0, √2 for orthogonal."""
+    norms = _norms(gram)
+    first, second = np.triu_indices(len(gram), k=1)
+    squared = norms[first] ** 2 + norms[second] ** 2 - 2 * gram[first, second]
+    return float((np.sqrt(np.maximum(squared, 0)) / np.sqrt(norms[first] * norms[second])).mean())
+
+
+def pair_cosine(gram: Floats) -> float:
+    """Mean over pairs of the cosine between weight vectors, from the Gram matrix ``[S, S]``; in [−1, 1]."""
+    norms = _norms(gram)
+    first, second = np.triu_indices(len(gram), k=1)
+    return float(np.clip(gram[first, second] / (norms[first] * norms[second]), -1, 1).mean())
+
+
+def _norms(gram: Floats) -> Floats:
+    if len(gram) < 2:
+        raise NotApplicableError("one network")
+    norms = np.sqrt(np.maximum(np.diag(gram), 0))
+    if not (norms > 0).all():
+        raise NotApplicableError("a weight vector is zero")
+    return np.asarray(norms, dtype=np.float64)
+
+
+def _gram(job: JobPredictions, layer: str) -> Floats:
+    name = f"weights/gram/{layer}"
+    if name not in job.predictions:
+        raise NotApplicableError("no weight samples")
+    job.need_networks(2)
+    return np.asarray(job.predictions[name], dtype=np.float64)
+
+
+def _disagreement(job: JobPredictions, prefix: str) -> float:
+    job.need_networks(2)
+    summary = job.classes_of(prefix)
+    return float(disagreement(summary.labels, summary.log_mean.shape[-1]).mean())
+
+
+def _normalised(job: JobPredictions) -> float:
+    value = _disagreement(job, "test")
+    wrong = float((job.classes_of("test").labels != job.labels_of("test")).mean())
+    if wrong == 0:
+        raise NotApplicableError("every network is right on every example")
+    return value / wrong
+
+
+def _information_of(job: JobPredictions, k: int) -> float:
+    job.need_networks(k)
+    return float(job.classes_of("test").group_information[k].mean())
+
+
+def _outside_variation(job: JobPredictions) -> float:
+    outside = job.curve_regions()["outside"]
+    if not outside.any():
+        raise NotApplicableError("no points outside the data")
+    job.need_networks(2)
+    mean = np.asarray(job.need("curve/mean"), dtype=np.float64)
+    noise = np.broadcast_to(np.asarray(job.need("curve/noise_std"), dtype=np.float64), mean.shape)
+    if not (noise > 0).all():
+        raise NotApplicableError("a noise scale is 0")
+    return float(gaussian_total_variation(mean[:, outside], noise[:, outside]).mean())
+
+
+def alarms(job: JobPredictions, threshold: float = COLLAPSE_THRESHOLD) -> list[str]:
+    """Sentences about collapsed draws: several networks that give (almost) one prediction away from the data.
+
+    Uses the reported out-of-distribution sets, where there are none the validation ones; for a regression
+    the part of its curve outside the data. Never for a method that draws one network.
+    """
+    if job.networks < 2:
+        return []
+    found: list[tuple[str, float]] = []
+    if job.kind == "regression":
+        try:
+            found = [("the curve outside the data", _outside_variation(job))]
+        except NotApplicableError:
+            return []
+    for kind in ("ood", "validation_ood") if job.kind == "classification" else ():
+        for name in job.sets(kind):
+            try:
+                found.append((f"{name}", float(job.variation_of(f"{kind}/{name}").mean())))
+            except NotApplicableError:
+                continue
+        if found:
+            break
+    return [
+        f"collapse: {job.networks} networks were drawn, but on {where} two of them differ by a mean total "
+        f"variation of {value:.2g} (threshold {threshold:g})"
+        for where, value in found
+        if value < threshold
+    ]
+
+
+_TEST = ("test/log_probs",)
+_GRAM = ("weights/gram/<layer>",)
+_WARNING = "; misleading alone, never a target"
+
+CATALOGUE = (
+    Metric(
+        "disagreement",
+        "fraction",
+        None,
+        GROUP,
+        _TEST,
+        "share of pairs of networks with different labels, 1 − Σ_c C(n_c,2) / C(S,2), mean over test data",
+        lambda job: _disagreement(job, "test"),
+    ),
+    Metric(
+        "disagreement_normalised",
+        "",
+        None,
+        GROUP,
+        (*_TEST, "test/y"),
+        "disagreement / (1 − mean accuracy of one network); n/a where no network errs",
+        _normalised,
+    ),
+    Metric(
+        "mutual_information",
+        "nats",
+        None,
+        GROUP,
+        _TEST,
+        "H(p̄) − mean_s H(p_s), mean over test examples, in [0, ln S]: grows with the number S of networks",
+        lambda job: float(job.classes_of("test").mutual_information.mean()),
+    ),
+    *(
+        Metric(
+            f"mutual_information@{k}",
+            "nats",
+            None,
+            GROUP,
+            _TEST,
+            f"mutual information within {k} networks, averaged over the draw's disjoint groups of {k}: "
+            "comparable between methods",
+            lambda job, k=k: _information_of(job, k),
+        )
+        for k in (5, 100)
+    ),
+    Metric(
+        "disagreement/<set>",
+        "fraction",
+        None,
+        GROUP,
+        ("ood/<set>/log_probs",),
+        "share of pairs of networks with different labels on an out-of-distribution set",
+        lambda job, name: _disagreement(job, f"ood/{name}"),
+        over="ood",
+    ),
+    Metric(
+        "mutual_information/<set>",
+        "nats",
+        None,
+        GROUP,
+        ("ood/<set>/log_probs",),
+        "mean mutual information on an out-of-distribution set, in [0, ln S]",
+        lambda job, name: float(job.classes_of(f"ood/{name}").mutual_information.mean()),
+        over="ood",
+    ),
+    Metric(
+        "total_variation/<set>",
+        "",
+        None,
+        GROUP,
+        ("ood/<set>/log_probs",),
+        f"mean over pairs of networks of ½ Σ_c |p_i − p_j| on an out-of-distribution set; below "
+        f"{COLLAPSE_THRESHOLD:g} is a collapse",
+        lambda job, name: float(job.variation_of(f"ood/{name}").mean()),
+        over="ood",
+    ),
+    Metric(
+        "total_variation/outside",
+        "",
+        None,
+        GROUP,
+        ("curve/mean", "curve/noise_std"),
+        f"mean over pairs of networks of the total variation between their Gaussians on the curve outside "
+        f"the data; below {COLLAPSE_THRESHOLD:g} is a collapse",
+        _outside_variation,
+        kind="regression",
+    ),
+    Metric(
+        "weight_diversity/<layer>",
+        "",
+        None,
+        GROUP,
+        _GRAM,
+        "std / mean (ddof 0) of the L2 norms of the weight samples of a layer (without biases), or of all "
+        f"weights and biases (the paper's diversity){_WARNING}",
+        lambda job, layer: norm_spread(_gram(job, layer)),
+        kind="any",
+        over="layer",
+    ),
+    Metric(
+        "weight_distance/<layer>",
+        "",
+        None,
+        GROUP,
+        _GRAM,
+        f"mean over pairs of ‖w_i − w_j‖ / √(‖w_i‖ ‖w_j‖); √2 for orthogonal equals{_WARNING}",
+        lambda job, layer: pair_distance(_gram(job, layer)),
+        kind="any",
+        over="layer",
+    ),
+    Metric(
+        "weight_cosine/<layer>",
+        "",
+        None,
+        GROUP,
+        _GRAM,
+        f"mean over pairs of the cosine between weight samples, in [−1, 1]{_WARNING}",
+        lambda job, layer: pair_cosine(_gram(job, layer)),
+        kind="any",
+        over="layer",
+    ),
+)

@@ -1,0 +1,180 @@
+"""Target networks: plain ``nn.Sequential`` models built from a ``NetworkSpec``. Imported by tasks and by users.
+
+No dropout and no batch normalisation: a target network is a pure function of (weights, x).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayes_bench.errors import PluginError, UsageError, unknown_name
+from bayes_bench.suite import ConvNetSpec, CustomNetworkSpec, MLPSpec, NetworkSpec, ResNetSpec
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str = "relu") -> nn.Sequential:
+    """A multilayer perceptron: x ``[B, ...]`` with ``inputs`` features in all → ``[B, outputs]``."""
+    widths = [inputs, *hidden]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+
+
+def convnet(
+    input_shape: tuple[int, int, int],
+    channels: Sequence[int],
+    outputs: int,
+    *,
+    kernel: int = 5,
+    padding: int = 0,
+    pool: int = 2,
+    hidden: Sequence[int] = (),
+    activation: str = "leaky_relu",
+) -> nn.Sequential:
+    """Convolution, activation, max-pooling per entry of ``channels``, then linear layers: ``[B, C, H, W]`` → ``[B, outputs]``.
+
+    Raises:
+        UsageError: the image is too small for that many convolutions.
+    """
+    in_channels, height, width = input_shape
+    layers: list[nn.Module] = []
+    for out_channels in channels:
+        layers += [
+            nn.Conv2d(in_channels, out_channels, kernel, padding=padding),
+            ACTIVATIONS[activation](),
+            nn.MaxPool2d(pool),
+        ]
+        height, width = ((side + 2 * padding - kernel + 1) // pool for side in (height, width))
+        if min(height, width) < 1:
+            raise UsageError(
+                f"convnet: a {input_shape[1]}×{input_shape[2]} image is too small for {len(channels)} convolutions of "
+                f"kernel {kernel} with pooling {pool}; use fewer channels entries, a smaller kernel, or padding"
+            )
+        in_channels = out_channels
+    head = mlp(in_channels * height * width, hidden, outputs, activation)
+    return nn.Sequential(*layers, *head)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions with group normalisation and a shortcut: ``[B, C, H, W]`` → ``[B, C', H', W']``."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, groups: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1),
+            nn.GroupNorm(groups, outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
+            nn.GroupNorm(groups, outputs),
+        )
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride=stride)
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.body(x) + self.shortcut(x))
+        return out
+
+
+def resnet(
+    input_shape: tuple[int, int, int], outputs: int, *, width: int = 16, blocks: int = 1, stages: int = 3, groups: int = 4
+) -> nn.Sequential:
+    """A small residual network: ``[B, C, H, W]`` → ``[B, outputs]``; batch statistics are replaced by group norm."""
+    if width % groups:
+        raise UsageError(f"resnet: width ({width}) must be a multiple of groups ({groups})")
+    layers: list[nn.Module] = [nn.Conv2d(input_shape[0], width, 3, padding=1), nn.GroupNorm(groups, width), nn.ReLU()]
+    channels = width
+    for stage in range(stages):
+        for block in range(blocks):
+            out_channels = width * 2**stage
+            layers.append(ResidualBlock(channels, out_channels, 2 if stage and not block else 1, groups))
+            channels = out_channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
+
+
+def build_network(
+    spec: NetworkSpec,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    seed: int,
+    allow_code: Sequence[Path] = (),
+) -> nn.Module:
+    """A network for inputs ``[B, *input_shape]`` and ``outputs`` outputs, initialised from ``seed``.
+
+    The global random state is left as it was.
+
+    Raises:
+        UsageError: the specification does not fit the data, or it names Python code that was not allowed.
+        PluginError: the named entry point cannot be imported.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(spec, MLPSpec):
+            return mlp(math.prod(input_shape), spec.hidden, outputs, spec.activation)
+        if isinstance(spec, CustomNetworkSpec):
+            return _custom_network(spec, allow_code)(input_shape, outputs, **spec.options)
+        if len(input_shape) != 3:
+            raise UsageError(
+                f"network {spec.name!r} needs images [C, H, W], but an input has shape {list(input_shape)}; use 'mlp'"
+            )
+        image = (input_shape[0], input_shape[1], input_shape[2])
+        if isinstance(spec, ResNetSpec):
+            return resnet(
+                image, outputs, width=spec.width, blocks=spec.blocks, stages=spec.stages, groups=spec.groups
+            )
+        assert isinstance(spec, ConvNetSpec)
+        return convnet(
+            image,
+            spec.channels,
+            outputs,
+            kernel=spec.kernel,
+            padding=spec.padding,
+            pool=spec.pool,
+            hidden=spec.hidden,
+            activation=spec.activation,
+        )
+
+
+def _custom_network(spec: CustomNetworkSpec, allow_code: Sequence[Path]) -> Callable[..., nn.Module]:
+    """The user's function ``f(input_shape, outputs, **options) -> nn.Module``."""
+    if ".py:" not in spec.entry:
+        found = {entry.name: entry for entry in entry_points(group="bayes_bench.networks")}
+        if spec.entry not in found:
+            raise UsageError(unknown_name("network entry point", spec.entry, found))
+        try:
+            function: Callable[..., nn.Module] = found[spec.entry].load()
+        except Exception as error:
+            raise PluginError(f"the network entry point {spec.entry!r} cannot be imported: {error}") from error
+        return function
+    file, _, name = spec.entry.rpartition(":")
+    path = Path(file).resolve()
+    if path not in [allowed.resolve() for allowed in allow_code]:
+        raise UsageError(f"the suite wants to run code from {file}; if you trust it, add --allow-code {file}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None or not path.is_file():
+        raise UsageError(f"cannot read the Python file {file}")
+    module: Any = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{file} cannot be imported: {error}") from error
+    if not callable(getattr(module, name, None)):
+        raise UsageError(f"{file} has no function {name!r}")
+    return getattr(module, name)  # type: ignore[no-any-return]

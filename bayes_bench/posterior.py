@@ -1,0 +1,435 @@
+"""What a method is: a distribution over the weights of one network.
+
+Letters: S weight samples, B batch, K outputs. A method writes ``_fit``, ``_sample``, ``_state`` and
+``_load_state``; everything a caller uses is final here and checks what the method gives back.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self, final
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from bayes_bench.errors import DataError, DivergenceError, PluginError, UnsupportedNetworkError, UsageError
+from bayes_bench.examples import Examples, FitData
+from bayes_bench.likelihood import RESERVED, Likelihood
+from bayes_bench.predictive import ClassPrediction, ValuePrediction, log_mixture_nll, summarise_classes, summarise_values
+from bayes_bench.prior import GaussianPrior
+from bayes_bench.settings import MethodConfig
+from bayes_bench.stacked import MEMORY_LIMIT, StackedNetwork
+from bayes_bench.training import FitSummary, Monitor, TrainingLoop
+
+WeightSamples = dict[str, Tensor]
+"""Name → ``[S, *shape]``: the names and shapes of ``network.named_parameters()`` and the likelihood's reserved entries."""
+
+
+class WeightPosterior(ABC):
+    """A distribution over the weights of one network.
+
+    Args:
+        network: any ``nn.Module`` that is a pure function of (weights, x). It is copied, never changed.
+        likelihood: what the outputs mean.
+        prior: Gaussian over the weights; methods that ignore it say so in ``uses_prior``.
+        config: the method's settings; defaults when left out.
+
+    Raises:
+        UnsupportedNetworkError: the network keeps batch statistics, or the method cannot handle a layer.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    uses_prior: bool
+
+    def __init__(
+        self,
+        network: nn.Module,
+        likelihood: Likelihood,
+        prior: GaussianPrior | None = None,
+        config: MethodConfig | None = None,
+    ):
+        if config is not None and not isinstance(config, self.Config):
+            raise UsageError(f"{type(self).__name__} needs a {self.Config.__name__}, got {type(config).__name__}")
+        self.network = prepare_network(network)
+        self.likelihood = likelihood
+        self.prior = prior or GaussianPrior()
+        self.config: Any = config or self.Config()
+        self.stacked = StackedNetwork(self.network)
+        self.device = torch.device("cpu")
+        self.fitted = False
+        parameters = dict(self.network.named_parameters())
+        self.frozen = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}
+        """Parameters with ``requires_grad=False``: point-estimated, the same in every sample."""
+        self.initial = {
+            **{name: p.detach().clone() for name, p in parameters.items() if p.requires_grad},
+            **likelihood.initial_parameters(),
+        }
+        """Starting value of every parameter that a method treats, by name."""
+        self.shapes = {name: value.shape for name, value in (self.initial | self.frozen).items()}
+        if not self.initial:
+            raise UnsupportedNetworkError("the network has no trainable parameter; set requires_grad on some")
+
+    # What a method writes ---------------------------------------------------------------------------------
+
+    @property
+    def support(self) -> int | None:
+        """How many distinct networks the method can give; None is unlimited."""
+        return None
+
+    @abstractmethod
+    def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
+        """Train by driving ``loop``; all randomness comes from the CPU generator ``rng``."""
+
+    @abstractmethod
+    def _sample(self, n: int, rng: torch.Generator) -> WeightSamples:
+        """Draw ``n`` (at most ``support``) networks: copies of the entries of ``initial``; frozen ones are added."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Tensor]:
+        """All that ``_sample`` needs, as named tensors."""
+
+    @abstractmethod
+    def _load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``_state`` gave."""
+
+    # What a caller uses -----------------------------------------------------------------------------------
+
+    @final
+    def fit(
+        self,
+        data: FitData | tuple[Tensor, Tensor],
+        *,
+        budget: int,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        monitor: Monitor | None = None,
+    ) -> FitSummary:
+        """Train on ``data`` within ``budget`` network-example gradient evaluations.
+
+        Args:
+            data: training and validation examples, or just a pair ``(x, y)``.
+            budget: one network, one example, forward and backward = 1; forward only = 1/3.
+            seed: of everything random in training. The global random state is neither read nor changed.
+
+        Raises:
+            DataError: the data do not fit the network or the likelihood.
+            UsageError: the budget is not positive or the device is not there.
+            DivergenceError: the loss or the weights became NaN or infinite.
+        """
+        if isinstance(data, tuple):
+            data = FitData(Examples(*data))
+        if budget < 1:
+            raise UsageError(f"the budget must be at least 1 gradient evaluation, got {budget}")
+        self.device = resolve_device(device)
+        self._check_data(data)
+        data = data.to(self.device)
+        self._to_device()
+        loop = TrainingLoop(budget, monitor)
+        started = time.perf_counter()
+        self._fit(data, loop, torch.Generator().manual_seed(seed))
+        self.fitted = True
+        # The draw proves that the method works and that its weights are finite before anything is stored.
+        self.sample(1, seed=seed)
+        return loop.summary(
+            seconds=time.perf_counter() - started,
+            parameters_stored=sum(value.numel() for value in self._state().values()),
+        )
+
+    @final
+    @torch.no_grad()
+    def sample(self, n: int, *, seed: int) -> WeightSamples:
+        """Draw networks: name → ``[S, *shape]`` with S = n, or ``support`` where that is less.
+
+        The same seed gives the same networks on any device, and for a method of unlimited support
+        ``sample(k)`` is the start of ``sample(n)``, k ≤ n. The global random state is not touched.
+
+        Raises:
+            UsageError: n < 1, or the posterior was neither fitted nor loaded.
+            PluginError: the method returned wrong names or shapes.
+            DivergenceError: the drawn weights are not finite.
+        """
+        if n < 1:
+            raise UsageError(f"cannot sample {n} networks; ask for at least 1")
+        if not self.fitted:
+            raise UsageError(f"{type(self).__name__} has no weights yet; call fit or load first")
+        size = n if self.support is None else min(n, self.support)
+        weights = self.complete(self._sample(size, torch.Generator().manual_seed(seed)))
+        self._check_weights(weights, size)
+        return {name: weights[name] for name in self.shapes}
+
+    @final
+    @torch.no_grad()
+    def outputs(self, x: Tensor, weights: Mapping[str, Tensor], *, memory_limit: int = MEMORY_LIMIT) -> Tensor:
+        """Outputs ``[S, B, K]`` of the networks ``weights`` on shared inputs x ``[B, ...]``, in bounded memory."""
+        return self.stacked(weights, x.to(self.device), memory_limit=memory_limit)
+
+    @final
+    @torch.no_grad()
+    def predict(
+        self, x: Tensor, weights: Mapping[str, Tensor], *, memory_limit: int = MEMORY_LIMIT
+    ) -> ClassPrediction | ValuePrediction:
+        """Mean, entropy and mutual information (or, for regression, variances) of the networks' mixture on x ``[B, ...]``."""
+        outputs = self.outputs(x, weights, memory_limit=memory_limit)
+        predicted = self.likelihood.predict(outputs, weights)
+        if self.likelihood.kind == "classification":
+            return summarise_classes(predicted["log_probs"])
+        return summarise_values(**predicted)
+
+    @final
+    def state_dict(self) -> dict[str, Tensor]:
+        """Named tensors that, with the same network, likelihood and config, restore this posterior."""
+        return {name: value.detach().cpu() for name, value in self._state().items()}
+
+    @final
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._to_device()
+        self._load_state({name: value.to(self.device) for name, value in state.items()})
+        self.fitted = True
+
+    @final
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file with the network's fingerprint, the method and its settings; atomic.
+
+        A frozen parameter is part of the network, not of this file.
+        """
+        path = Path(path)
+        metadata = {
+            "format": "1",
+            "method": f"{type(self).__module__}:{type(self).__qualname__}",
+            "config": self.config.model_dump_json(),
+            "fingerprint": self.fingerprint(),
+        }
+        # Clones: safetensors refuses tensors that share memory, as the views of a stacked tensor do.
+        tensors = {name: value.clone().contiguous() for name, value in self.state_dict().items()}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(safetensors_bytes(tensors, metadata))
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @final
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        network: nn.Module,
+        likelihood: Likelihood,
+        prior: GaussianPrior | None = None,
+    ) -> Self:
+        """Read what ``save`` wrote, for the same network architecture.
+
+        Raises:
+            DataError: the file is damaged, of another method, or of another network.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except Exception as error:  # safetensors raises its own type, OSError or ValueError
+            raise DataError(f"cannot read the posterior {path}: {error}") from error
+        expected = f"{cls.__module__}:{cls.__qualname__}"
+        if metadata.get("method") != expected:
+            raise DataError(f"{path} holds a posterior of {metadata.get('method', 'no known method')}, not {expected}")
+        posterior = cls(network, likelihood, prior, cls.Config(**json.loads(metadata.get("config", "{}"))))
+        if metadata.get("fingerprint") != posterior.fingerprint():
+            raise DataError(f"{path} was fitted to another network; build the network that it was saved with")
+        posterior.load_state_dict(state)
+        return posterior
+
+    @final
+    def fingerprint(self) -> str:
+        """SHA-256 of the network's architecture: its printed form and the names and shapes of its parameters."""
+        description = repr(self.network) + repr([(name, tuple(shape)) for name, shape in self.shapes.items()])
+        return hashlib.sha256(description.encode()).hexdigest()
+
+    # Help for methods -------------------------------------------------------------------------------------
+
+    @final
+    @contextmanager
+    def seeded(self, rng: torch.Generator) -> Iterator[None]:
+        """Within it, PyTorch's global generator follows ``rng``; afterwards it is as it was before.
+
+        For module initialisers, which take no generator.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+            yield
+
+    @final
+    def initial_weights(self, n: int, rng: torch.Generator) -> WeightSamples:
+        """``n`` independent initialisations, name → ``[n, *shape]``, by each layer's own ``reset_parameters``.
+
+        Parameters of modules without that method start at the values they had in the user's network.
+        """
+        network = copy.deepcopy(self.network).cpu()
+        draws = []
+        with self.seeded(rng):
+            for _ in range(n):
+                for module in network.modules():
+                    reset = getattr(module, "reset_parameters", None)
+                    if callable(reset):
+                        reset()
+                draws.append({name: p.detach().clone() for name, p in network.named_parameters()})
+        return {
+            name: (
+                torch.stack([draw[name] for draw in draws]).to(self.device)
+                if name in draws[0]
+                else value.expand(n, *value.shape).clone()
+            )
+            for name, value in self.initial.items()
+        }
+
+    @final
+    def complete(self, weights: Mapping[str, Tensor]) -> WeightSamples:
+        """Add the frozen parameters to weights ``[S, ...]`` of the others, expanded and not copied."""
+        size = next(iter(weights.values())).shape[0]
+        return {**weights, **{name: value.expand(size, *value.shape) for name, value in self.frozen.items()}}
+
+    @final
+    def loss(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Mean NLL per network, ``[S]``."""
+        return self.likelihood.nll(outputs, y, weights).mean(1)
+
+    @final
+    @torch.no_grad()
+    def validation_scores(self, data: FitData, weights: WeightSamples) -> dict[str, float]:
+        """Scores of a draw on the validation examples (or none): for early stopping and the log of a fit.
+
+        ``val_nll`` is the NLL of the mixture; ``disagreement`` the mean over pairs of networks of the share of
+        examples they classify differently; ``epistemic_std`` its counterpart for regression; ``weight_spread``
+        the std/mean of the L2 norms of the whole weight vectors.
+        """
+        norms = torch.stack([w.reshape(len(w), -1).norm(dim=1) for w in weights.values()]).norm(dim=0)
+        scores = {"weight_spread": float(norms.std(correction=0) / norms.mean())} if len(norms) > 1 else {}
+        if data.validation is None:
+            return scores
+        x, y = data.validation.x, data.validation.y
+        outputs = self.stacked(weights, x)
+        scores["val_nll"] = float(log_mixture_nll(self.likelihood.nll(outputs, y, weights)).mean())
+        predicted = self.likelihood.predict(outputs, weights)
+        if self.likelihood.kind == "classification":
+            summary = summarise_classes(predicted["log_probs"])
+            scores["val_accuracy"] = float((summary.label == y).double().mean())
+            if summary.networks > 1:
+                votes = torch.nn.functional.one_hot(predicted["log_probs"].argmax(-1), summary.mean.shape[1])
+                counts = votes.sum(0).double()
+                agreeing = (counts * (counts - 1)).sum(-1) / (summary.networks * (summary.networks - 1))
+                scores["disagreement"] = float(1 - agreeing.mean())
+        else:
+            values = summarise_values(**predicted)
+            scores["val_rmse"] = float(((values.mean - y) ** 2).mean().sqrt())
+            scores["epistemic_std"] = float(values.epistemic_variance.mean().sqrt())
+        return scores
+
+    @final
+    def validation_cost(self, data: FitData, networks: int) -> float:
+        """Gradient evaluations that ``validation_scores`` of that many networks costs: forward only is 1/3."""
+        return networks * len(data.validation) / 3 if data.validation else 0.0
+
+    # Checks -----------------------------------------------------------------------------------------------
+
+    def _to_device(self) -> None:
+        self.network.to(self.device)
+        self.initial = {name: value.to(self.device) for name, value in self.initial.items()}
+        self.frozen = {name: value.to(self.device) for name, value in self.frozen.items()}
+
+    def _check_data(self, data: FitData) -> None:
+        """One forward pass of one network, so that a shape error is a sentence before training starts."""
+        parts = [("training", data.train), *([("validation", data.validation)] if data.validation else [])]
+        for label, part in parts:
+            y, classes = part.y, self.likelihood.output_width
+            if self.likelihood.kind == "classification":
+                if y.dtype != torch.int64 or y.dim() != 1:
+                    raise DataError(
+                        f"{label} targets must be class indices: int64 of shape [N], got {y.dtype} of {list(y.shape)}"
+                    )
+                if int(y.min()) < 0 or int(y.max()) >= classes:
+                    raise DataError(f"{label} targets must lie in 0…{classes - 1}, got {int(y.min())}…{int(y.max())}")
+            elif not y.is_floating_point() or y.dim() != 2:
+                raise DataError(f"{label} targets must be floats of shape [N, D], got {y.dtype} of {list(y.shape)}")
+        probe = data.train.x[:2].to(next(self.network.parameters()).device)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                outputs, again = self.network(probe), self.network(probe)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise DataError(f"the network cannot take inputs of shape {list(data.train.x.shape[1:])}: {error}") from error
+        expected = (len(probe), self.likelihood.output_width)
+        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
+            found = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise DataError(f"{self.likelihood!r} needs outputs of shape {list(expected)}, the network gives {found}")
+        if not torch.equal(outputs, again) and bool(torch.isfinite(outputs).all()):
+            raise UnsupportedNetworkError(
+                "two evaluations of the same inputs differ: the network draws random numbers (functional dropout "
+                "without training=self.training?); make it a pure function of (weights, x)"
+            )
+
+    def _check_weights(self, weights: Mapping[str, Tensor], size: int) -> None:
+        method = type(self).__name__
+        missing, extra = self.shapes.keys() - weights.keys(), weights.keys() - self.shapes.keys()
+        if missing or extra:
+            raise PluginError(f"{method}._sample gave wrong names: missing {sorted(missing)}, unknown {sorted(extra)}")
+        for name, shape in self.shapes.items():
+            value = weights[name]
+            if value.shape != (size, *shape):
+                raise PluginError(
+                    f"{method}._sample gave {name!r} the shape {list(value.shape)}, not {[size, *shape]}"
+                )
+            # An infinity or NaN anywhere makes the sum not finite, without a mask of the tensor's size.
+            if not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
+                raise DivergenceError(f"{method} drew weights that are not finite (in {name!r})")
+
+
+def prepare_network(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, refused where it is not a pure function of (weights, x).
+
+    Raises:
+        UnsupportedNetworkError: it has lazy parameters or keeps batch statistics.
+    """
+    for name, module in network.named_modules():
+        where = f"layer {name!r} ({type(module).__name__})"
+        if getattr(module, "running_mean", None) is not None:
+            raise UnsupportedNetworkError(
+                f"{where} keeps running batch statistics, which couple examples; use group or layer norm instead"
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UnsupportedNetworkError(f"{where} normalises over the batch; use group or layer norm instead")
+    for name, parameter in network.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise UnsupportedNetworkError(f"parameter {name!r} is lazy; run one batch through the network first")
+        if name.startswith(RESERVED):
+            raise UnsupportedNetworkError(f"the name {name!r} is reserved for the likelihood; rename the module")
+    return copy.deepcopy(network).eval()
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device of that name (``"auto"``: a GPU where there is one).
+
+    Raises:
+        UsageError: CUDA was asked for and is not available, or the name means nothing.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {device!r}; use 'auto', 'cpu' or 'cuda'") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device 'cuda' asked for, but PyTorch finds no GPU; use --device cpu or auto")
+    return resolved

@@ -1,0 +1,227 @@
+"""Methods by name, found through entry points. Imports no torch until a method itself is asked for.
+
+A plug-in registers a ``WeightPosterior`` in the group ``bayes_bench.methods`` and, so that help and errors
+in arguments are instant, its ``MethodConfig`` under the same name in ``bayes_bench.configs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from bayes_bench.errors import PluginError, UsageError, unknown_name
+from bayes_bench.settings import MethodConfig, explain
+
+if TYPE_CHECKING:
+    from bayes_bench.posterior import WeightPosterior
+
+METHODS = "bayes_bench.methods"
+CONFIGS = "bayes_bench.configs"
+
+
+@dataclass(frozen=True)
+class RegisteredMethod:
+    """One registered name.
+
+    Attributes:
+        owner: distribution and version that registered it, e.g. ``"bayes-bench 0.1.0"``.
+        value: the object the entry point names, ``"module:Class"``.
+        error: why the method cannot be used; empty where nothing is known to be wrong.
+    """
+
+    name: str
+    owner: str
+    value: str
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class SettingDoc:
+    """One setting of a method, in words for tables."""
+
+    name: str
+    default: str
+    allowed: str
+    meaning: str
+    source: str
+
+
+def methods() -> dict[str, RegisteredMethod]:
+    """All registered methods by name, sorted, without importing them.
+
+    A name that two distributions register is listed with an error that names both; so using it fails and
+    every other method still works.
+    """
+    return {name: _registered(name, points) for name, points in sorted(_by_name(METHODS).items())}
+
+
+def inspect_methods() -> dict[str, RegisteredMethod]:
+    """Like ``methods``, but imports the settings of each, so that broken plug-ins are found and listed as such."""
+    found = {}
+    for name, entry in methods().items():
+        error = entry.error
+        if not error:
+            try:
+                config_class(name)
+            except PluginError as problem:
+                error = str(problem)
+        found[name] = RegisteredMethod(name, entry.owner, entry.value, error)
+    return found
+
+
+def method_class(name: str) -> type[WeightPosterior]:
+    """The class registered under ``name``. Imports torch.
+
+    Raises:
+        UsageError: no such method.
+        PluginError: it is registered twice, cannot be imported, or is not a method.
+    """
+    from bayes_bench.posterior import WeightPosterior
+
+    point = _entry(name)
+    loaded = _load(point, f"method {name!r}")
+    if not (isinstance(loaded, type) and issubclass(loaded, WeightPosterior)):
+        raise PluginError(f"method {name!r}: {point.value} ({_owner(point)}) is not a subclass of WeightPosterior")
+    declared = config_class(name)
+    if loaded.Config is not declared:
+        raise PluginError(
+            f"method {name!r}: {point.value}.Config is {loaded.Config.__name__}, "
+            f"but the group {CONFIGS} names {declared.__name__}; make both the same"
+        )
+    return loaded
+
+
+def config_class(name: str) -> type[MethodConfig]:
+    """The settings class of a method; without an entry in ``bayes_bench.configs`` the method is imported for it.
+
+    Raises:
+        UsageError: no such method.
+        PluginError: it is registered twice, cannot be imported, or its settings are not a ``MethodConfig``.
+    """
+    point = _entry(name)
+    of_same_owner = [entry for entry in _by_name(CONFIGS).get(name, []) if _owner(entry) == _owner(point)]
+    if of_same_owner:
+        loaded, where = _load(of_same_owner[0], f"settings of method {name!r}"), of_same_owner[0].value
+    else:
+        loaded, where = getattr(_load(point, f"method {name!r}"), "Config", None), f"{point.value}.Config"
+    if not (isinstance(loaded, type) and issubclass(loaded, MethodConfig)):
+        raise PluginError(f"method {name!r}: {where} ({_owner(point)}) is not a subclass of MethodConfig")
+    return loaded
+
+
+def resolve_config(name: str, settings: Mapping[str, Any]) -> MethodConfig:
+    """The full, validated settings of a method from those given.
+
+    Raises:
+        UsageError: no such method, unknown setting (with the nearest name), or a value of the wrong type or range.
+        PluginError: the method's settings cannot be imported.
+    """
+    cls = config_class(name)
+    for key in settings:
+        if key not in cls.model_fields:
+            raise UsageError(unknown_name(f"setting of method {name!r}:", key, cls.model_fields))
+    try:
+        return cls.model_validate(dict(settings))
+    except ValidationError as error:
+        raise explain(error, f"method {name!r}") from error
+
+
+def describe_settings(cls: type[MethodConfig]) -> list[SettingDoc]:
+    """The table that ``bayes-bench show METHOD`` prints: a row per setting, in the order of the class."""
+    rows = []
+    for name, info in cls.model_fields.items():
+        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        default = info.get_default(call_default_factory=True, validated_data={})
+        rows.append(
+            SettingDoc(
+                name=name,
+                default="required" if default is PydanticUndefined else _plain(default),
+                allowed=_allowed(info),
+                meaning=info.description or "",
+                source=str(extra.get("source", "")),
+            )
+        )
+    return rows
+
+
+def _by_name(group: str) -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=group):
+        # The same registration seen twice (a checkout on the path beside its installation) is one.
+        if not any(_owner(other) == _owner(point) and other.value == point.value for other in found.get(point.name, [])):
+            found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _registered(name: str, points: list[EntryPoint]) -> RegisteredMethod:
+    error = ""
+    if len(points) > 1:
+        owners = " and ".join(f"{_owner(point)} ({point.value})" for point in points)
+        error = f"the method name {name!r} is registered twice, by {owners}; uninstall or rename one"
+    return RegisteredMethod(name, " and ".join(_owner(point) for point in points), points[0].value, error)
+
+
+def _entry(name: str) -> EntryPoint:
+    found = _by_name(METHODS)
+    if name not in found:
+        hint = "" if found else "; the package is not installed: run pip install . first"
+        raise UsageError(unknown_name("method", name, found) + hint)
+    if error := _registered(name, found[name]).error:
+        raise PluginError(error)
+    return found[name][0]
+
+
+def _owner(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
+
+
+def _load(point: EntryPoint, what: str) -> Any:
+    # A plug-in can fail in any way at import; whatever it is becomes one sentence naming its owner.
+    try:
+        return point.load()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise PluginError(f"{what} of {_owner(point)} is broken: cannot import {point.value} ({reason})") from error
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, tuple | list):
+        return ", ".join(_plain(part) for part in value) or "none"
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def _allowed(info: FieldInfo) -> str:
+    """Type and range in words, e.g. ``number > 0``, ``integer in [1, 10]``, ``joint | layer``."""
+    bounds = []
+    for constraint in info.metadata:
+        for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
+            if (limit := getattr(constraint, attribute, None)) is not None:
+                bounds.append(f"{sign} {limit}")
+    return " ".join([_type_words(info.annotation), " and ".join(bounds)]).strip()
+
+
+def _type_words(annotation: Any) -> str:
+    simple = {int: "integer", float: "number", str: "text", bool: "true | false", type(None): "none"}
+    if annotation in simple:
+        return simple[annotation]
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return " | ".join(_plain(argument) for argument in arguments)
+    if get_origin(annotation) in (tuple, list):
+        inner = [argument for argument in arguments if argument is not Ellipsis]
+        return "list of " + (_type_words(inner[0]) if inner else "values")
+    if hasattr(annotation, "__metadata__"):
+        return _type_words(arguments[0])
+    if arguments:
+        return " | ".join(_type_words(argument) for argument in arguments)
+    return getattr(annotation, "__name__", str(annotation))

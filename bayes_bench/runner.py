@@ -1,0 +1,686 @@
+"""Runs jobs: builds tasks, fits, draws once, predicts, measures, and writes one record per job.
+
+Letters: S networks drawn, N examples, K outputs, D target dimensions, P parameters or points of a curve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import statistics
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bayes_bench import machine, metrics, registry, store
+from bayes_bench.errors import UsageError
+from bayes_bench.jobs import Job
+from bayes_bench.likelihood import RESERVED
+from bayes_bench.posterior import WeightPosterior, WeightSamples, resolve_device
+from bayes_bench.suite import CustomNetworkSpec, SuiteSpec
+from bayes_bench.tasks import Standardiser, Task, build_task
+
+NETWORKS = 100
+"""Networks in a job's draw (fewer where the support is smaller); every metric speaks of these same networks."""
+OUTPUT_BYTES = 64 * 2**20
+"""Memory for the outputs of one chunk of examples."""
+GRAM_BYTES = 32 * 2**20
+"""Memory for the float64 copy of one chunk of weights."""
+TIMED_INPUTS = 500
+LOWEST_LOG_PROB = float(np.finfo(np.float16).min)
+PROGRESS_SECONDS = 0.2
+
+
+class Observer:
+    """Whoever watches a run; the default sees nothing."""
+
+    def message(self, sentence: str) -> None:
+        """Something the user should know (a damaged record, changed code)."""
+
+    def started(self, job: Job, number: int, total: int, seconds_left: float | None) -> None:
+        """Job ``number`` (from 1) of ``total`` begins; ``seconds_left`` for the whole run, None while unknown."""
+
+    def progress(self, job: Job, fraction: float, values: Mapping[str, float], seconds_left: float | None) -> None:
+        """``fraction`` of the job's budget is spent; at most a few times a second."""
+
+    def finished(self, job: Job, number: int, total: int, record: Mapping[str, Any], seconds: float | None) -> None:
+        """The job has a record, made in ``seconds``, or found finished (None)."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        finished, failed, skipped: jobs run to the end, failed, and found finished.
+        report: the HTML file.
+    """
+
+    run_dir: Path
+    finished: int
+    failed: int
+    skipped: int
+    total: int
+    interrupted: bool
+    report: Path
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 with a failed job, or 130 after Ctrl-C."""
+        return 130 if self.interrupted else int(self.failed > 0)
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A job that its data have given a key and a folder."""
+
+    job: Job
+    task: Task
+    key: str
+    variant: str
+    folder: Path
+
+
+def run(
+    jobs: Sequence[Job],
+    run_dir: Path,
+    *,
+    suites: Sequence[SuiteSpec] = (),
+    device: str = "auto",
+    threads: int | None = None,
+    fresh: bool = False,
+    data_root: Path | None = None,
+    allow_code: Sequence[Path] = (),
+    command: Sequence[str] = (),
+    observer: Observer | None = None,
+) -> RunResult:
+    """Run jobs one after the other into a run folder, and render its report.
+
+    A job whose record is there and valid is skipped. A job that raises becomes a failed record and the others
+    go on. After Ctrl-C the finished jobs are rendered and the result says ``interrupted``.
+
+    Args:
+        jobs: from ``jobs.plan``, in the order they are run.
+        suites: kept in ``run.json``, for readers.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        threads: CPU threads of PyTorch while the run lasts; default: the physical cores this process may use.
+        fresh: run finished jobs again.
+        data_root, allow_code: as in ``tasks.build_task``.
+        command: the command line, kept in ``run.json``.
+
+    Raises:
+        UsageError: no such device, a folder that cannot be written or is in use; nothing was run.
+        DataError: data are missing or damaged; nothing was written.
+        PluginError: a method is broken; nothing was written.
+    """
+    from bayes_bench import report
+
+    observer = observer or Observer()
+    store.check_run_dir(run_dir)
+    place = resolve_device(device)
+    for method in {job.method for job in jobs}:
+        registry.method_class(method)
+    keyed = _keyed(jobs, run_dir, place, data_root, allow_code)
+    counts = {"finished": 0, "failed": 0, "skipped": 0}
+    interrupted = False
+    with store.locked(run_dir), _settled(place, threads):
+        machine_facts = _machine(place)
+        _write_plan(run_dir, keyed, suites, command, machine_facts)
+        clock = _Clock(keyed)
+        outdated = 0
+        for number, item in enumerate(keyed, start=1):
+            try:
+                state = store.job_state(item.folder, item.key)
+                if state.kind == "damaged":
+                    observer.message(f"{state.problem}; the job runs again")
+                if state.kind == "finished" and not fresh:
+                    assert state.record is not None
+                    outdated += state.record.get("code") != _code(item, allow_code)
+                    record, seconds = state.record, None
+                    counts["skipped"] += 1
+                    clock.skip(item)
+                else:
+                    started = time.perf_counter()
+                    observer.started(item.job, number, len(keyed), clock.begin(item))
+                    record = execute(item, place, machine_facts, allow_code, _Monitor(item.job, observer, clock))
+                    seconds = time.perf_counter() - started
+                    counts["finished" if record["status"] == "ok" else "failed"] += 1
+                    clock.end(item, seconds)
+                observer.finished(item.job, number, len(keyed), record, seconds)
+            except KeyboardInterrupt:
+                interrupted = True
+                break
+        if outdated:
+            observer.message(
+                f"the code has changed since {outdated} of the finished jobs were run; --fresh runs them again"
+            )
+        path = report.write(run_dir)
+    return RunResult(run_dir, **counts, total=len(keyed), interrupted=interrupted, report=path)
+
+
+def build_tasks(
+    jobs: Sequence[Job], data_root: Path | None = None, allow_code: Sequence[Path] = ()
+) -> dict[str, Task]:
+    """Every task once, by the JSON of its specification."""
+    tasks: dict[str, Task] = {}
+    for job in jobs:
+        name = job.task.model_dump_json()
+        if name not in tasks:
+            tasks[name] = build_task(job.task, data_root, tuple(allow_code))
+    return tasks
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed of 48 bits for one purpose of a job (``network``, ``fit``, ``sample``), unrelated to the others."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:6], "big")
+
+
+# One job --------------------------------------------------------------------------------------------------
+
+
+def execute(
+    item: Keyed, device: torch.device, machine_facts: Mapping[str, Any], allow_code: Sequence[Path], monitor: _Monitor
+) -> dict[str, Any]:
+    """Fit, draw, predict, measure, store. Whatever the method raises becomes a failed record.
+
+    Returns:
+        The record as written.
+
+    Raises:
+        UsageError: the results cannot be written.
+        KeyboardInterrupt: passed on; the job then leaves no trace.
+    """
+    started = datetime.now(UTC)
+    record = _record_before(item, started, machine_facts, allow_code)
+    log = [f"{started.isoformat(timespec='seconds')} {item.job.name}, method {item.job.method}, key {item.key}"]
+    predictions: dict[str, np.ndarray] | None = None
+    posterior: WeightPosterior | None = None
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            posterior, measured, predictions = _fit_and_predict(item, device, monitor)
+            record |= measured
+            record["metrics"] = metrics.compute(predictions, record)
+            record["alarms"] = metrics.alarms(predictions, record)
+            record["status"] = "ok"
+        except Exception as error:
+            # Any exception of a method or a metric: this row fails, the other jobs go on.
+            reason = str(error).strip().splitlines()
+            name = type(error).__name__
+            record["error"] = f"{name}: {reason[0]}" if reason else name
+            log.append(traceback.format_exc().rstrip())
+            predictions = posterior = None
+    log += [f"warning: {warning.category.__name__}: {warning.message}" for warning in caught]
+    log += [f"note: {note}" for note in (record["fit"] or {}).get("notes", ())]
+    log += [f"alarm: {alarm}" for alarm in record["alarms"]]
+    finished = datetime.now(UTC)
+    record["finished"] = finished.isoformat(timespec="seconds")
+    log.append(f"{record['finished']} {record['status']}" + (f": {record['error']}" if record["error"] else ""))
+    return store.write_job(
+        item.folder,
+        record,
+        predictions=predictions,
+        save_posterior=posterior.save if posterior else None,
+        log="\n".join(log) + "\n",
+    )
+
+
+def _fit_and_predict(
+    item: Keyed, device: torch.device, monitor: _Monitor
+) -> tuple[WeightPosterior, dict[str, Any], dict[str, np.ndarray]]:
+    job, task = item.job, item.task
+    own_peak = machine.reset_peak_memory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    posterior = registry.method_class(job.method)(
+        task.build_network(derived_seed(job.seed, "network")),
+        task.likelihood,
+        task.prior,
+        registry.resolve_config(job.method, job.config),
+    )
+    fit = posterior.fit(
+        task.fit_data, budget=job.budget, seed=derived_seed(job.seed, "fit"), device=device, monitor=monitor
+    )
+    weights = posterior.sample(NETWORKS, seed=derived_seed(job.seed, "sample"))
+    networks = len(next(iter(weights.values())))
+    predictions = predict_task(posterior, weights, task)
+    grams, layer_sizes = gram_matrices(posterior.network, weights)
+    predictions |= {f"weights/gram/{name}": gram for name, gram in grams.items()}
+    cost: dict[str, Any] = {
+        "fit_seconds": fit.seconds,
+        "predict_seconds_per_1000": _time_prediction(posterior, weights, task.test.x[:TIMED_INPUTS]),
+        "parameters_stored": fit.parameters_stored,
+        "peak_memory_mb": machine.peak_memory_mb(),
+        "peak_memory_of": (
+            "resident memory of the process during the job, with libraries and data"
+            if own_peak
+            else "resident memory of the process since its start, with earlier jobs"
+        ),
+    }
+    if device.type == "cuda":
+        cost["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+    measured = {
+        "uses_prior": posterior.uses_prior,
+        "support": posterior.support,
+        "networks": networks,
+        "budget": {"total": fit.budget, "spent": fit.spent, "unspent": fit.unspent},
+        "fit": {
+            "seconds": fit.seconds,
+            "steps": fit.steps,
+            "stopped": fit.stopped,
+            "history": fit.history,
+            "notes": list(fit.notes),
+        },
+        "cost": cost,
+        "weight_layers": list(layer_sizes),
+        "weight_sizes": layer_sizes | {"all": sum(_size(w) for name, w in weights.items() if _is_weight(name))},
+    }
+    return posterior, measured, predictions
+
+
+def predict_task(posterior: WeightPosterior, weights: WeightSamples, task: Task) -> dict[str, np.ndarray]:
+    """The stored predictions of a job, apart from those about weights; names and types as the README of a run says.
+
+    Classification stores log probabilities as float16 ``[S, N, C]``, 2·S·N·C bytes: 20 MB for 10,000 images,
+    100 networks and 10 classes. Regression stores float32 ``[S, N, D]`` in the units of the targets.
+    """
+    units = task.standardiser
+    found: dict[str, np.ndarray] = {}
+    sets = {"test": task.test.x}
+    if task.fit_data.validation:
+        sets["validation"] = task.fit_data.validation.x
+    sets |= {f"ood/{name}": x for name, x in task.ood.items()}
+    sets |= {f"validation_ood/{name}": x for name, x in task.validation_ood.items()}
+    if task.curve_x is not None:
+        sets["curve"] = task.curve_x
+    for name, x in sets.items():
+        found |= {f"{name}/{key}": values for key, values in predict(posterior, weights, x, units).items()}
+    if task.likelihood.kind == "classification":
+        for name, x in sets.items():
+            found[f"{name}/mean_intensity"] = x.flatten(1).double().mean(1).float().numpy()
+    found["test/y"] = _raw_targets(task.test.y, units)
+    if task.fit_data.validation:
+        found["validation/y"] = _raw_targets(task.fit_data.validation.y, units)
+    if task.curve_x is not None:
+        found["curve/x"] = _raw_inputs(task.curve_x, units)
+        found["train/x"] = _raw_inputs(task.fit_data.train.x, units)
+        found["train/y"] = _raw_targets(task.fit_data.train.y, units)[:, 0]
+    return found
+
+
+def predict(
+    posterior: WeightPosterior, weights: WeightSamples, x: Tensor, units: Standardiser
+) -> dict[str, np.ndarray]:
+    """Predictive distributions of all networks on standardised inputs x ``[N, ...]``, in bounded chunks of examples.
+
+    Returns:
+        ``log_probs`` float16 ``[S, N, C]``; or ``mean`` and ``noise_std`` float32 ``[S, N, D]`` in raw units.
+    """
+    networks = len(next(iter(weights.values())))
+    rows = max(1, OUTPUT_BYTES // (4 * networks * posterior.likelihood.output_width))
+    found: dict[str, np.ndarray] = {}
+    for start in range(0, len(x), rows):
+        outputs = posterior.outputs(x[start : start + rows], weights)
+        for name, values in posterior.likelihood.predict(outputs, weights).items():
+            piece = values.cpu().numpy()
+            if name == "log_probs":
+                # Below float16's range a log probability would become −infinity; −65,504 says as much.
+                stored = np.maximum(piece, LOWEST_LOG_PROB).astype(np.float16)
+            elif name == "mean":
+                stored = (piece.astype(np.float64) * units.y_std + units.y_mean).astype(np.float32)
+            else:
+                stored = (piece.astype(np.float64) * units.y_std).astype(np.float32)
+            if name not in found:
+                found[name] = np.empty((networks, len(x), *stored.shape[2:]), stored.dtype)
+            found[name][:, start : start + rows] = stored
+    return found
+
+
+def gram_matrices(network: nn.Module, weights: WeightSamples) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Gram matrices ``[S, S]`` (float64) of the networks' weight vectors: per layer, and ``all``.
+
+    A layer is a parameter of two or more dimensions (the weight of a linear layer or a convolution), without
+    its bias; ``all`` is every parameter of the network. Norms, distances and cosines follow from them.
+
+    Returns:
+        The matrices, and the number of weights of each layer in the network's order.
+    """
+    names = layer_names(network)
+    grams: dict[str, np.ndarray] = {}
+    networks = len(next(iter(weights.values())))
+    total = torch.zeros(networks, networks, dtype=torch.float64)
+    for parameter, value in weights.items():
+        if not _is_weight(parameter):
+            continue
+        gram = _gram(value)
+        total += gram
+        if parameter in names:
+            grams[names[parameter]] = gram.numpy()
+    sizes = {layer: _size(weights[parameter]) for parameter, layer in names.items()}
+    return grams | {"all": total.numpy()}, sizes
+
+
+def layer_names(network: nn.Module) -> dict[str, str]:
+    """Parameters of two or more dimensions → how tables call their layer.
+
+    A layer with a name keeps it (``encoder.first``); one that only has a number in an ``nn.Sequential`` is called
+    by its kind and its place among these (``conv1``, ``conv2``, ``linear1``).
+    """
+    kinds: dict[str, int] = {}
+    names: dict[str, str] = {}
+    parameters = [name for name, p in network.named_parameters() if p.dim() >= 2]
+    for parameter in parameters:
+        path, _, last = parameter.rpartition(".")
+        module = network.get_submodule(path)
+        kind = type(module).__name__.lower().rstrip("0123456789d") or "layer"
+        kind = "conv" if kind.startswith("conv") else kind
+        kinds[kind] = kinds.get(kind, 0) + 1
+        numbered = all(part.isdigit() for part in path.split("."))
+        name = f"{kind}{kinds[kind]}" if path and numbered else path
+        names[parameter] = name if last == "weight" and name else parameter
+    # A user's module may itself be called "conv1": then every layer goes by its parameter's name.
+    return names if len({*names.values(), "all"}) == len(names) + 1 else {name: name for name in parameters}
+
+
+def _gram(value: Tensor) -> Tensor:
+    """Gram matrix ``[S, S]`` of one parameter's samples ``[S, *shape]``, on the CPU."""
+    networks = value.shape[0]
+    if value.stride(0) == 0:
+        return torch.full((networks, networks), float(value[0].double().square().sum()), dtype=torch.float64)
+    flat = value.flatten(1)
+    columns = max(1, GRAM_BYTES // (8 * networks))
+    total = torch.zeros(networks, networks, dtype=torch.float64, device=value.device)
+    for start in range(0, flat.shape[1], columns):
+        part = flat[:, start : start + columns].double()
+        total += part @ part.T
+    return total.cpu()
+
+
+def _is_weight(name: str) -> bool:
+    return not name.startswith(RESERVED)
+
+
+def _size(value: Tensor) -> int:
+    return value[0].numel()
+
+
+def _time_prediction(posterior: WeightPosterior, weights: WeightSamples, x: Tensor) -> float:
+    """Seconds for 1,000 inputs with all networks of the draw: median of 3, after the predictions warmed up."""
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        posterior.likelihood.predict(posterior.outputs(x, weights), weights)
+        if posterior.device.type == "cuda":
+            torch.cuda.synchronize(posterior.device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds) * 1000 / len(x)
+
+
+def _raw_targets(y: Tensor, units: Standardiser) -> np.ndarray:
+    if units.y_mean.size == 0:
+        return y.numpy()
+    return np.asarray(y.double().numpy() * units.y_std + units.y_mean, dtype=np.float32)
+
+
+def _raw_inputs(x: Tensor, units: Standardiser) -> np.ndarray:
+    """One-dimensional inputs ``[N, 1]`` in raw units, ``[N]``."""
+    return np.asarray(x.double().numpy() * units.x_std + units.x_mean, dtype=np.float32).reshape(-1)
+
+
+# Records --------------------------------------------------------------------------------------------------
+
+
+def _record_before(
+    item: Keyed, started: datetime, machine_facts: Mapping[str, Any], allow_code: Sequence[Path]
+) -> dict[str, Any]:
+    """A record with all that is known before training; as it is, the record of a failure."""
+    job, task = item.job, item.task
+    network = task.build_network(derived_seed(job.seed, "network"))
+    validation = task.fit_data.validation
+    units = task.standardiser
+    return {
+        "format": store.FORMAT,
+        "key": item.key,
+        "variant": item.variant,
+        "status": "failed",
+        "error": None,
+        "suite": job.suite,
+        "task": job.task.name,
+        "task_title": job.task.title,
+        "label": job.label,
+        "method": job.method,
+        "seed": job.seed,
+        "seeds": {purpose: derived_seed(job.seed, purpose) for purpose in ("network", "fit", "sample")},
+        "config": job.config,
+        "settings": job.settings,
+        "uses_prior": None,
+        "support": None,
+        "kind": task.likelihood.kind,
+        "budget": {"total": job.budget, "spent": None, "unspent": None},
+        "fit": None,
+        "cost": None,
+        "networks": None,
+        "likelihood": repr(task.likelihood),
+        "prior": asdict(task.prior),
+        "network": {
+            "spec": job.task.network.model_dump(mode="json"),
+            "input_shape": list(task.test.x.shape[1:]),
+            "outputs": task.likelihood.output_width,
+            "parameters": sum(p.numel() for p in network.parameters()),
+        },
+        "data": {
+            "checksum": task.checksum,
+            "n_train": len(task.fit_data.train),
+            "n_validation": len(validation) if validation else 0,
+            "n_test": len(task.test),
+            "classes": list(task.classes),
+            "features": list(task.features),
+            "ood": {name: len(x) for name, x in task.ood.items()},
+            "validation_ood": {name: len(x) for name, x in task.validation_ood.items()},
+            "missing_ood": dict(task.missing_ood),
+            "notes": list(task.notes),
+            "standardiser": {name: value.tolist() for name, value in vars(units).items()},
+        },
+        "task_spec": job.task.model_dump(mode="json"),
+        "weight_layers": [],
+        "weight_sizes": {},
+        "metrics": [],
+        "alarms": [],
+        "code": _code(item, allow_code),
+        "versions": machine.versions(registry.methods()[job.method].owner),
+        "machine": dict(machine_facts),
+        "started": started.isoformat(timespec="seconds"),
+        "finished": None,
+        "files": {},
+    }
+
+
+def recompute_metrics(run_dir: Path) -> int:
+    """Measure all finished jobs anew from their stored predictions, e.g. after a new metric; returns how many.
+
+    Raises:
+        UsageError: not a run folder, or in use.
+        DataError: stored predictions are damaged.
+    """
+    store.read_run(run_dir)
+    count = 0
+    with store.locked(run_dir):
+        for folder, record in store.read_records(run_dir)[0]:
+            if record["status"] == "ok":
+                predictions = store.load_predictions(folder)
+                record["metrics"] = metrics.compute(predictions, record)
+                record["alarms"] = metrics.alarms(predictions, record)
+                store.write_json(folder / store.RECORD, record)
+                count += 1
+    return count
+
+
+def _keyed(
+    jobs: Sequence[Job], run_dir: Path, device: torch.device, data_root: Path | None, allow_code: Sequence[Path]
+) -> list[Keyed]:
+    tasks = build_tasks(jobs, data_root, allow_code)
+    found = []
+    for job in jobs:
+        task = tasks[job.task.model_dump_json()]
+        key, variant = job.key(task.checksum, device.type), job.variant(task.checksum, device.type)
+        folder = store.job_folder(run_dir, job.task.name, job.label, job.seed, key)
+        found.append(Keyed(job, task, key, variant, folder))
+    return found
+
+
+def _write_plan(
+    run_dir: Path,
+    keyed: Sequence[Keyed],
+    suites: Sequence[SuiteSpec],
+    command: Sequence[str],
+    machine_facts: Mapping[str, Any],
+) -> None:
+    plan = {
+        "format": store.FORMAT,
+        "command": list(command),
+        "suites": [suite.model_dump(mode="json") for suite in suites],
+        "methods": list(dict.fromkeys(item.job.label for item in keyed)),
+        "seeds": list(dict.fromkeys(item.job.seed for item in keyed)),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": machine.versions(""),
+        "machine": dict(machine_facts),
+        "jobs": [
+            {
+                "key": item.key,
+                "suite": item.job.suite,
+                "task": item.job.task.name,
+                "label": item.job.label,
+                "seed": item.job.seed,
+                "folder": item.folder.relative_to(run_dir).as_posix(),
+            }
+            for item in keyed
+        ],
+    }
+    try:
+        store.write_json(run_dir / store.RUN, plan)
+    except OSError as error:
+        raise UsageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    return {
+        "processor": machine.processor(),
+        "cores": machine.physical_cores(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "memory_gb": machine.memory_gb(),
+    }
+
+
+def _code(item: Keyed, allow_code: Sequence[Path]) -> dict[str, str]:
+    """Hashes of the code that a job's results come from, to notice that it has changed."""
+    import sys
+
+    here = Path(__file__).resolve().parent
+    core = ["posterior.py", "training.py", "likelihood.py", "prior.py", "networks.py", "tasks.py", "stacked"]
+    file = Path(str(sys.modules[registry.method_class(item.job.method).__module__].__file__)).resolve()
+    # A method that is a package of its own (as HyperGAN) is all its files; one of many in a folder is its file.
+    own_package = file.parent.parent == here
+    found = {"core": machine.code_hash([here / name for name in core])}
+    found["method"] = machine.code_hash([file.parent if own_package else file])
+    if isinstance(item.job.task.network, CustomNetworkSpec):
+        found["network"] = machine.code_hash([Path(path) for path in allow_code])
+    return found
+
+
+# Surroundings ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _settled(device: torch.device, threads: int | None) -> Iterator[None]:
+    """Threads and determinism for the run; the caller's own are put back afterwards."""
+    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(threads or machine.physical_cores())
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+class _Clock:
+    """Time left, from the jobs of the same kind that this run has seen, else from what the tasks say."""
+
+    def __init__(self, keyed: Sequence[Keyed]):
+        self._ahead = list(keyed)
+        self._seen: dict[tuple[str, str], list[float]] = {}
+        self._current: Keyed | None = None
+        self._started = 0.0
+
+    def begin(self, item: Keyed) -> float | None:
+        self._ahead.remove(item)
+        self._current, self._started = item, time.perf_counter()
+        return self.left(0.0)
+
+    def skip(self, item: Keyed) -> None:
+        self._ahead.remove(item)
+
+    def end(self, item: Keyed, seconds: float) -> None:
+        self._current = None
+        self._seen.setdefault((item.job.task.name, item.job.label), []).append(seconds)
+
+    def left(self, fraction: float) -> float | None:
+        """Seconds, or None while any job's duration is unknown."""
+        waiting = [self._expected(item) for item in self._ahead]
+        current = 0.0
+        if self._current is not None:
+            elapsed = time.perf_counter() - self._started
+            expected = self._expected(self._current)
+            # Early in a job its own pace says little: trust it as far as the job has got.
+            pace = elapsed / fraction if fraction > 0.02 else None
+            if expected is None and pace is None:
+                return None
+            total = pace if expected is None else expected if pace is None else fraction * pace + (1 - fraction) * expected
+            current = max(0.0, (total or 0.0) - elapsed)
+            waiting = [total if seconds is None else seconds for seconds in waiting]
+        known = [seconds for seconds in waiting if seconds is not None]
+        return current + sum(known) if len(known) == len(waiting) else None
+
+    def _expected(self, item: Keyed) -> float | None:
+        job = item.job
+        seen = self._seen.get((job.task.name, job.label))
+        if seen:
+            return statistics.fmean(seen)
+        same_task = [statistics.fmean(all_) for (task, _), all_ in self._seen.items() if task == job.task.name]
+        if same_task:
+            return statistics.fmean(same_task)
+        return expected_seconds(job)
+
+
+def expected_seconds(job: Job) -> float | None:
+    """What the task's author expects of one job, scaled with its budget; None where the task does not say."""
+    hint = job.task.seconds_per_job
+    return None if hint is None else hint * job.budget / job.task.budget
+
+
+class _Monitor:
+    """Passes a fit's progress on, a few times a second."""
+
+    def __init__(self, job: Job, observer: Observer, clock: _Clock):
+        self._job, self._observer, self._clock = job, observer, clock
+        self._next = 0.0
+
+    def progress(self, spent: float, budget: int, values: Mapping[str, float]) -> None:
+        now = time.perf_counter()
+        if now >= self._next:
+            self._next = now + PROGRESS_SECONDS
+            fraction = min(1.0, spent / budget)
+            self._observer.progress(self._job, fraction, values, self._clock.left(fraction))

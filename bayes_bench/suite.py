@@ -1,0 +1,251 @@
+"""Suites: TOML files validated into frozen objects that say what is run. Imports no torch.
+
+A suite names tasks, methods, seeds and the budget. Which values a data source or a network accepts is
+checked here as far as it needs no data; ``bayes_bench.tasks`` turns a ``TaskSpec`` into tensors.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from bayes_bench.errors import UsageError, unknown_name
+from bayes_bench.settings import Settings, explain, setting
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # also a safe file name
+Activation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu"]
+
+
+class MLPSpec(Settings):
+    """A multilayer perceptron; inputs are flattened."""
+
+    name: Literal["mlp"] = "mlp"
+    hidden: tuple[Annotated[int, Field(gt=0)], ...] = setting((100,), "widths of the hidden layers")
+    activation: Activation = "relu"
+
+
+class ConvNetSpec(Settings):
+    """Convolutions, each followed by the activation and max-pooling, then linear layers."""
+
+    name: Literal["convnet"] = "convnet"
+    channels: tuple[Annotated[int, Field(gt=0)], ...] = setting((32, 32), "output channels of the convolutions")
+    kernel: int = setting(5, "kernel size of every convolution", gt=0)
+    padding: int = setting(0, "zero padding of every convolution", ge=0)
+    pool: int = setting(2, "size of the max-pooling after every convolution", gt=0)
+    hidden: tuple[Annotated[int, Field(gt=0)], ...] = setting((), "widths of the linear layers before the output")
+    activation: Activation = "leaky_relu"
+
+
+class ResNetSpec(Settings):
+    """A small residual network with group normalisation (batch statistics would couple examples)."""
+
+    name: Literal["resnet"] = "resnet"
+    width: int = setting(16, "channels of the first stage; doubled at each later stage", gt=0)
+    blocks: int = setting(1, "residual blocks per stage", gt=0)
+    stages: int = setting(3, "number of stages, each halving the resolution but the first", gt=0)
+    groups: int = setting(4, "groups of the group normalisation", gt=0)
+
+
+class CustomNetworkSpec(Settings):
+    """A network written in Python: an entry point of the group ``bayes_bench.networks``, or ``--allow-code``."""
+
+    name: Literal["custom"] = "custom"
+    entry: str = setting(..., "entry point name, or 'FILE.py:FUNCTION' (needs --allow-code FILE.py)", min_length=1)
+    options: dict[str, Any] = setting({}, "keyword arguments for the function")
+
+
+NetworkSpec = Annotated[MLPSpec | ConvNetSpec | ResNetSpec | CustomNetworkSpec, Field(discriminator="name")]
+
+
+class CategoricalSpec(Settings):
+    name: Literal["categorical"] = "categorical"
+
+
+class GaussianSpec(Settings):
+    name: Literal["gaussian"] = "gaussian"
+    noise_std: float | Literal["learned"] = setting(
+        "learned", "known standard deviation of the noise in the units of the targets, or 'learned'"
+    )
+
+    @field_validator("noise_std")
+    @classmethod
+    def _positive(cls, value: float | str) -> float | str:
+        if not isinstance(value, str) and value <= 0:
+            raise ValueError("the noise standard deviation must be positive")
+        return value
+
+
+class HeteroscedasticSpec(Settings):
+    name: Literal["heteroscedastic"] = "heteroscedastic"
+
+
+LikelihoodSpec = Annotated[CategoricalSpec | GaussianSpec | HeteroscedasticSpec, Field(discriminator="name")]
+
+
+class PriorSpec(Settings):
+    """A zero-mean Gaussian over the weights."""
+
+    std: float = setting(1.0, "standard deviation", gt=0)
+    scaling: Literal["none", "fan_in"] = setting(
+        "none", "'fan_in' divides the std of each weight matrix or kernel by the square root of its fan-in"
+    )
+
+
+class CurveSpec(Settings):
+    """For 1-D regression: the grid that curves are drawn on, and the regions their variance is averaged over."""
+
+    low: float
+    high: float
+    points: int = Field(241, gt=1)
+    inside: tuple[tuple[float, float], ...] = setting(..., "intervals with training data")
+    gap: tuple[tuple[float, float], ...] = setting((), "intervals without training data between intervals with")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CurveSpec:
+        if not self.low < self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        for low, high in (*self.inside, *self.gap):
+            if not self.low <= low < high <= self.high:
+                raise ValueError(f"the interval [{low}, {high}] is not an interval within [{self.low}, {self.high}]")
+        return self
+
+
+class SourceSpec(Settings):
+    """Where examples come from; keys other than ``source`` belong to the source and are checked by it."""
+
+    model_config = Settings.model_config | {"extra": "allow"}
+
+    source: str = setting(..., "name of the data source")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class OODSpec(SourceSpec):
+    name: str = setting(..., "how the set is called in tables", pattern=NAME_PATTERN)
+    optional: bool = setting(False, "where its data are missing, go on without the set and say so")
+
+
+class TaskSpec(Settings):
+    name: str = setting(..., "how the task is called in tables and folders", pattern=NAME_PATTERN)
+    title: str = setting("", "one line for people")
+    data: SourceSpec
+    network: NetworkSpec
+    likelihood: LikelihoodSpec = CategoricalSpec()
+    prior: PriorSpec = PriorSpec()
+    budget: int = setting(..., "network-example gradient evaluations per job", gt=0)
+    ood: tuple[OODSpec, ...] = setting((), "reported out-of-distribution sets; never used for tuning")
+    validation_ood: tuple[OODSpec, ...] = setting((), "out-of-distribution sets that tuning may use")
+    curve: CurveSpec | None = None
+    settings: dict[str, dict[str, Any]] = setting({}, "settings per method for this task, below those of --set")
+    seconds_per_job: float | None = setting(None, "expected time of one job on 2 CPU cores, in seconds", gt=0)
+    megabytes_per_job: float | None = setting(None, "expected disk use of one job, in MB", gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskSpec:
+        names = [spec.name for spec in (*self.ood, *self.validation_ood)]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"out-of-distribution set named twice: {', '.join(sorted(repeated))}")
+        if self.curve and isinstance(self.likelihood, CategoricalSpec):
+            raise ValueError("a curve needs a regression likelihood (gaussian or heteroscedastic)")
+        return self
+
+
+class MethodEntry(Settings):
+    """A method as a suite lists it: several entries may run one method with different settings."""
+
+    label: str = setting(..., "how the row is called in tables and folders", pattern=NAME_PATTERN)
+    method: str = setting(..., "the method's registered name")
+    settings: dict[str, Any] = setting({}, "settings that differ from the task's and the method's defaults")
+
+
+class SuiteSpec(Settings):
+    name: str = setting(..., "how the suite is called", pattern=NAME_PATTERN)
+    description: str = ""
+    tasks: tuple[TaskSpec, ...] = Field(..., min_length=1)
+    methods: tuple[MethodEntry, ...] = setting((), "run when the command line names no methods")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _names_are_entries(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [{"label": entry, "method": entry} if isinstance(entry, str) else entry for entry in value]
+        return value
+
+    @model_validator(mode="after")
+    def _unique(self) -> SuiteSpec:
+        for kind, names in (
+            ("task", [task.name for task in self.tasks]),
+            ("method label", [entry.label for entry in self.methods]),
+        ):
+            if repeated := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"{kind} named twice: {', '.join(sorted(repeated))}")
+        return self
+
+
+def suite_folder() -> Path:
+    """The folder of the suites that come with the package (in a checkout: ``benchmarks/``)."""
+    shipped = Path(str(resources.files("bayes_bench"))) / "suites"
+    return shipped if shipped.is_dir() else Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def shipped_suites() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(suite_folder().glob("*.toml"))}
+
+
+def load_suite(name_or_path: str) -> SuiteSpec:
+    """A shipped suite by its name, or a user's own by the path of its TOML file.
+
+    Raises:
+        UsageError: no such suite, unreadable TOML (with its line), or a wrong key or value (with its path).
+    """
+    shipped = shipped_suites()
+    path = shipped.get(name_or_path)
+    if path is None:
+        path = Path(name_or_path)
+        if path.suffix != ".toml":
+            raise UsageError(unknown_name("suite", name_or_path, shipped) + " (or give the path of a .toml file)")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the suite {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from error
+    try:
+        suite = SuiteSpec.model_validate(_with_absolute_paths(content, path.resolve().parent))
+    except ValidationError as error:
+        raise explain(error, str(path)) from error
+    from bayes_bench.data import check_task  # here, because the data sources build on this module
+
+    for task in suite.tasks:
+        try:
+            check_task(task)
+        except UsageError as error:
+            raise UsageError(f"{path}: task {task.name!r}: {error}") from error
+    return suite
+
+
+def _with_absolute_paths(value: Any, folder: Path) -> Any:
+    """The content of a suite's file with the files that data sources name made absolute.
+
+    By convention such options are called ``path`` or end in ``_path``; a relative one counts from ``folder``.
+    """
+    if isinstance(value, list):
+        return [_with_absolute_paths(item, folder) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: str(folder / Path(item).expanduser())
+        if isinstance(item, str) and "source" in value and (key == "path" or key.endswith("_path"))
+        else _with_absolute_paths(item, folder)
+        for key, item in value.items()
+    }
+

@@ -1,0 +1,232 @@
+"""Tasks: a ``TaskSpec`` made concrete: tensors, network, likelihood, prior, out-of-distribution sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bayes_bench import data
+from bayes_bench.errors import DataError, UsageError
+from bayes_bench.examples import Examples, FitData
+from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
+from bayes_bench.prior import GaussianPrior
+from bayes_bench.suite import CurveSpec, GaussianSpec, HeteroscedasticSpec, OODSpec, TaskSpec
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """How raw inputs and regression targets become what the network sees, from training statistics only.
+
+    ``x_mean`` and ``x_std`` broadcast against one input (per channel, per feature, or one number);
+    ``y_mean`` and ``y_std`` are ``[D]`` for regression and empty for classification.
+    """
+
+    x_mean: np.ndarray
+    x_std: np.ndarray
+    y_mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    y_std: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def inputs(self, x: np.ndarray) -> Tensor:
+        """Raw inputs ``[N, ...]`` as the network sees them, float32."""
+        return _tensor((np.asarray(x, dtype=np.float64) - self.x_mean) / self.x_std)
+
+    def targets(self, y: np.ndarray) -> Tensor:
+        """Class indices as they are (int64 ``[N]``); regression targets ``[N, D]`` standardised, float32."""
+        if self.y_mean.size == 0:
+            return torch.from_numpy(np.ascontiguousarray(y, dtype=np.int64))
+        return _tensor((np.asarray(y, dtype=np.float64) - self.y_mean) / self.y_std)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a job needs. Inputs and regression targets are standardised; ``standardiser`` undoes it.
+
+    Attributes:
+        build_network: a fresh network initialised from the given seed; global random state untouched.
+        ood, validation_ood: inputs ``[N, ...]`` by name, standardised with the *training* statistics.
+        curve_x: grid ``[P, 1]`` of a 1-D regression (standardised, as all inputs here), or None.
+        classes: names of the classes, empty for regression.
+        features: names of the input columns of a table, else empty.
+        missing_ood: why an optional out-of-distribution set is not in ``ood`` or ``validation_ood``, by name.
+        checksum: SHA-256 over all arrays, part of every job's key.
+    """
+
+    spec: TaskSpec
+    fit_data: FitData
+    test: Examples
+    build_network: Callable[[int], nn.Module]
+    likelihood: Likelihood
+    prior: GaussianPrior
+    ood: dict[str, Tensor]
+    validation_ood: dict[str, Tensor]
+    curve_x: Tensor | None
+    standardiser: Standardiser
+    classes: tuple[str, ...]
+    checksum: str
+    notes: tuple[str, ...] = ()
+    """Things a reader of the report must know about the data (a missing set, a stand-in)."""
+    features: tuple[str, ...] = ()
+    missing_ood: Mapping[str, str] = field(default_factory=dict)
+
+
+def build_task(spec: TaskSpec, data_root: Path | None = None, allow_code: Sequence[Path] = ()) -> Task:
+    """Read a task's data, standardise them with training statistics, and make likelihood, prior and network.
+
+    Args:
+        spec: the task, as a suite has it.
+        data_root: folder of the benchmark data; default ``BAYES_BENCH_DATA``, else the user's cache folder.
+        allow_code: Python files that a network may come from.
+
+    Raises:
+        UsageError: options, network or likelihood do not fit each other or the data.
+        DataError: data are missing (and not ``optional``), damaged, or not what they are said to be.
+    """
+    data.check_task(spec)
+    root = data.resolve_data_root(data_root)
+    try:
+        return _build(spec, root, tuple(allow_code))
+    except (DataError, UsageError) as error:
+        raise type(error)(f"task {spec.name!r}: {error}") from error
+
+
+def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
+    split = data.load_split(spec.data, root, data.task_kind(spec))
+    notes = list(split.notes)
+    missing: dict[str, str] = {}
+    raw_ood = _out_of_distribution(spec.ood, root, split, notes, missing)
+    raw_validation_ood = _out_of_distribution(spec.validation_ood, root, split, notes, missing)
+    likelihood, standardiser = _likelihood(spec, split)
+    arrays = {
+        f"{part}/{name}": values
+        for part, examples in (("train", split.train), ("validation", split.validation), ("test", split.test))
+        for name, values in (("x", examples.x), ("y", examples.y))
+    }
+    arrays |= {f"ood/{name}": x for name, x in raw_ood.items()}
+    arrays |= {f"validation_ood/{name}": x for name, x in raw_validation_ood.items()}
+
+    def examples(part: data.Arrays) -> Examples:
+        return Examples(standardiser.inputs(part.x), standardiser.targets(part.y))
+
+    from bayes_bench.networks import build_network
+
+    make = partial(
+        build_network, spec.network, split.input_shape, likelihood.output_width, allow_code=allow_code
+    )
+    task = Task(
+        spec=spec,
+        fit_data=FitData(examples(split.train), examples(split.validation)),
+        test=examples(split.test),
+        build_network=make,
+        likelihood=likelihood,
+        prior=GaussianPrior(spec.prior.std, spec.prior.scaling),
+        ood={name: standardiser.inputs(x) for name, x in raw_ood.items()},
+        validation_ood={name: standardiser.inputs(x) for name, x in raw_validation_ood.items()},
+        curve_x=_curve(spec.curve, split, standardiser) if spec.curve else None,
+        standardiser=standardiser,
+        classes=split.classes,
+        checksum=_checksum(arrays),
+        notes=tuple(dict.fromkeys(notes)),
+        features=split.features,
+        missing_ood=missing,
+    )
+    _check_network(task)
+    return task
+
+
+def _out_of_distribution(
+    specs: Sequence[OODSpec], root: Path, split: data.Split, notes: list[str], missing: dict[str, str]
+) -> dict[str, np.ndarray]:
+    found = {}
+    for spec in specs:
+        try:
+            inputs = data.load_inputs(spec, root, split)
+        except DataError as error:
+            if not spec.optional:
+                raise
+            missing[spec.name] = str(error)
+            notes.append(f"the out-of-distribution set {spec.name!r} is left out: {error}")
+            continue
+        found[spec.name] = inputs.x
+        notes += [f"{spec.name}: {note}" for note in inputs.notes]
+    return found
+
+
+def _likelihood(spec: TaskSpec, split: data.Split) -> tuple[Likelihood, Standardiser]:
+    """The likelihood in the units the network is trained in, and the units themselves."""
+    x_mean, x_std = _input_units(split.train.x)
+    if data.task_kind(spec) == "classification":
+        if len(split.classes) < 2:
+            raise DataError(f"classification needs at least 2 classes, the data have {len(split.classes)}")
+        return Categorical(len(split.classes)), Standardiser(x_mean, x_std)
+    y = split.train.y.astype(np.float64)
+    y_mean, y_std = y.mean(0), _positive(y.std(0))
+    dimensions = y.shape[1]
+    if isinstance(spec.likelihood, HeteroscedasticSpec):
+        return HeteroscedasticGaussian(dimensions), Standardiser(x_mean, x_std, y_mean, y_std)
+    assert isinstance(spec.likelihood, GaussianSpec)
+    noise = spec.likelihood.noise_std
+    if isinstance(noise, str):
+        return Gaussian("learned", dimensions), Standardiser(x_mean, x_std, y_mean, y_std)
+    # One known noise for all target dimensions stays one only if all are divided by the same number.
+    y_std = np.full(dimensions, np.sqrt(np.mean(y_std**2)))
+    return Gaussian(noise / float(y_std[0]), dimensions), Standardiser(x_mean, x_std, y_mean, y_std)
+
+
+def _input_units(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per channel ``[C, 1, 1]``, per feature ``[F]``, or of all values ``[]``."""
+    axes = {4: (0, 2, 3), 2: (0,)}.get(x.ndim)
+    mean = x.mean(axis=axes, dtype=np.float64)
+    std = _positive(x.std(axis=axes, dtype=np.float64))
+    return (mean[:, None, None], std[:, None, None]) if x.ndim == 4 else (np.asarray(mean), std)
+
+
+def _positive(std: np.ndarray) -> np.ndarray:
+    """A constant feature or target keeps its scale: it is only centred."""
+    return np.where(np.asarray(std) > 1e-12, std, 1.0)
+
+
+def _curve(curve: CurveSpec, split: data.Split, standardiser: Standardiser) -> Tensor:
+    if split.input_shape != (1,) or split.train.y.shape[1:] != (1,):
+        raise UsageError(
+            f"a curve needs one feature and one target, but inputs have shape {list(split.input_shape)} "
+            f"and targets {list(split.train.y.shape[1:])}"
+        )
+    return standardiser.inputs(np.linspace(curve.low, curve.high, curve.points)[:, None])
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the names, types, shapes and values of all raw arrays."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {values.dtype.newbyteorder('<').str} {values.shape}\n".encode())
+        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+    return digest.hexdigest()
+
+
+def _check_network(task: Task) -> None:
+    """Try the network on two examples, so that a misfit is an error before any work, not in the middle."""
+    network = task.build_network(0)
+    try:
+        with torch.no_grad():
+            outputs = network(task.fit_data.train.x[:2])
+    except (RuntimeError, ValueError, TypeError) as error:
+        shape = list(task.fit_data.train.x.shape[1:])
+        raise UsageError(f"the network does not take inputs of shape {shape}: {error}") from error
+    wanted = (min(2, len(task.fit_data.train)), task.likelihood.output_width)
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
+        given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UsageError(
+            f"the network gives {given} for {wanted[0]} inputs, but {task.likelihood!r} needs {list(wanted)}"
+        )
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))

@@ -1,0 +1,218 @@
+"""The one optimisation loop: budget, progress, validation, best snapshot, early stopping, divergence guard.
+
+Every method that trains by steps drives it, so budgets mean the same everywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from bayes_bench.errors import DivergenceError, UsageError
+
+GUARD_EVERY = 50
+"""Steps between two looks at the loss: each look waits for a GPU."""
+
+
+class Monitor(Protocol):
+    """Whoever watches a fit."""
+
+    def progress(self, spent: float, budget: int, values: Mapping[str, float]) -> None:
+        """Called every few steps with the gradient evaluations spent so far and the latest numbers."""
+
+
+class HasState(Protocol):
+    """Modules and optimisers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+class TensorState(dict[str, Tensor]):
+    """Named tensors as something a snapshot can hold: restored in place, so that optimisers keep their hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: value.detach() for name, value in self.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        for name, value in self.items():
+            value.copy_(state[name])
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """What a fit cost and how it went.
+
+    Attributes:
+        budget, spent: network-example gradient evaluations allowed and used.
+        stopped: ``"budget"``, or ``"early"`` where validation stopped improving.
+        history: one row per validation, ``evaluations`` and the numbers seen then.
+        parameters_stored: numbers that the fitted posterior keeps.
+    """
+
+    budget: int
+    spent: float
+    seconds: float
+    steps: int
+    stopped: Literal["budget", "early"]
+    history: list[dict[str, float]]
+    notes: tuple[str, ...]
+    parameters_stored: int
+
+    @property
+    def unspent(self) -> float:
+        return max(0.0, self.budget - self.spent)
+
+
+class TrainingLoop:
+    """The purse of one fit. A method calls ``run`` (or ``charge`` for evaluations outside of it)."""
+
+    def __init__(self, budget: int, monitor: Monitor | None = None):
+        self.budget = budget
+        self.spent = 0.0
+        self.steps = 0
+        self.stopped: Literal["budget", "early"] = "budget"
+        self.history: list[dict[str, float]] = []
+        self.notes: list[str] = []
+        self._monitor = monitor
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is spent, in [0, 1]."""
+        return min(1.0, self.spent / self.budget)
+
+    def note(self, sentence: str) -> None:
+        """Something a reader of the record should know."""
+        self.notes.append(sentence)
+
+    def charge(self, evaluations: float) -> None:
+        """Pay for network evaluations outside of ``run``.
+
+        Raises:
+            UsageError: the budget does not allow them.
+        """
+        if self.spent + evaluations > self.budget:
+            raise UsageError(
+                f"the budget of {self.budget:,} gradient evaluations is too small; at least "
+                f"{math.ceil(self.spent + evaluations):,} are needed"
+            )
+        self.spent += evaluations
+
+    def run(
+        self,
+        step: Callable[[], Mapping[str, Tensor]],
+        state: Mapping[str, HasState],
+        *,
+        cost: float,
+        schedule: Callable[[float], None] | None = None,
+        validate: Callable[[], Mapping[str, float]] | None = None,
+        validation_cost: float = 0.0,
+        validations: int = 20,
+        keep_best: bool = False,
+        patience: int | None = None,
+    ) -> None:
+        """Call ``step`` until the budget is spent.
+
+        Args:
+            step: one update; returns scalar tensors to report, of which ``"loss"`` is guarded.
+            state: the named modules and optimisers, all that a snapshot must hold.
+            cost: gradient evaluations per step.
+            schedule: called before each step with the share of the budget spent, e.g. to set learning rates.
+            validate: called ``validations`` times, evenly over the budget, and at its end; its numbers go to
+                the history, and ``"val_nll"`` (lower is better) decides what the best snapshot is.
+            validation_cost: gradient evaluations of one call of ``validate``.
+            keep_best: end with the snapshot of the best ``val_nll`` rather than the last.
+            patience: stop after that many validations without a better ``val_nll``; None never stops early.
+
+        Raises:
+            UsageError: the budget does not pay for one step.
+            DivergenceError: the loss is NaN or infinite.
+        """
+        reserve = validation_cost if validate else 0.0
+        if self.spent + cost + reserve > self.budget:
+            self.charge(cost + reserve)
+        start, checks, best, best_state, stale = self.spent, 0, math.inf, None, 0
+        span = self.budget - start
+        latest: Mapping[str, Tensor] = {}
+        while True:
+            last = self.spent + cost + reserve > self.budget
+            if validate and (last or self.spent - start >= span * (checks + 1) / validations):
+                checks = int((self.spent - start) * validations / span)
+                row = {"evaluations": self.spent, **_numbers(latest), **validate()}
+                self.spent += validation_cost
+                self.history.append(row)
+                self._guard(row)
+                # Without validation data there is nothing to select by: every snapshot is as good as the next.
+                score = row.get("val_nll", -math.inf)
+                stale = 0 if score < best else stale + 1
+                if score < best:
+                    best = score
+                    best_state = _snapshot(state) if keep_best and math.isfinite(score) else None
+                if patience is not None and math.isfinite(best) and stale >= patience and not last:
+                    self.stopped = "early"
+                    last = True
+            if last:
+                break
+            if schedule:
+                schedule((self.spent - start) / span)
+            latest = step()
+            self.spent += cost
+            self.steps += 1
+            if self.steps % GUARD_EVERY == 0:
+                numbers = _numbers(latest)
+                self._guard(numbers)
+                if self._monitor:
+                    self._monitor.progress(self.spent, self.budget, numbers)
+        self._guard(_numbers(latest))
+        if best_state is not None and stale:
+            for name, holder in state.items():
+                holder.load_state_dict(best_state[name])
+        if self._monitor:
+            self._monitor.progress(self.spent, self.budget, _numbers(latest))
+
+    def _guard(self, numbers: Mapping[str, float]) -> None:
+        for name in ("loss", "val_nll"):
+            value = numbers.get(name, 0.0)
+            if not math.isfinite(value):
+                raise DivergenceError(
+                    f"training diverged: {name} is {value} after {self.steps:,} steps; lower the learning rate"
+                )
+
+    def summary(self, *, seconds: float, parameters_stored: int) -> FitSummary:
+        return FitSummary(
+            budget=self.budget,
+            spent=self.spent,
+            seconds=seconds,
+            steps=self.steps,
+            stopped=self.stopped,
+            history=self.history,
+            notes=tuple(self.notes),
+            parameters_stored=parameters_stored,
+        )
+
+
+def cosine_decay(optimizer: torch.optim.Optimizer, floor: float = 0.0) -> Callable[[float], None]:
+    """A schedule for ``TrainingLoop.run``: from each group's learning rate down to ``floor`` times it."""
+    peaks = [group["lr"] for group in optimizer.param_groups]
+
+    def schedule(progress: float) -> None:
+        scale = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * scale
+
+    return schedule
+
+
+def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+def _snapshot(state: Mapping[str, HasState]) -> dict[str, Any]:
+    return {name: copy.deepcopy(holder.state_dict()) for name, holder in state.items()}

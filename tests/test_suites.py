@@ -1,0 +1,149 @@
+"""The shipped suites are valid and say what they should; a user's own suite is read with its own folder in mind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bayes_bench.errors import UsageError
+from bayes_bench.suite import CategoricalSpec, GaussianSpec, load_suite, shipped_suites
+from bayes_bench.tasks import build_task
+
+SHIPPED = ("cubic", "digits", "gap", "mnist-5000")
+CSV_SUITE = """
+name = "mine"
+[[tasks]]
+name = "mine"
+budget = 1000
+[tasks.data]
+source = "csv"
+path = "tables/train.csv"
+test_path = "tables/test.csv"
+target = "y"
+[tasks.network]
+name = "mlp"
+[[tasks.ood]]
+name = "far"
+source = "csv"
+path = "tables/far.csv"
+"""
+
+
+def test_the_shipped_suites() -> None:
+    assert set(SHIPPED) <= set(shipped_suites())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_suite(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.name == name == shipped_suites()[name].stem
+    assert suite.description
+    assert [entry.method for entry in suite.methods] == ["map", "ensemble", "mcdropout", "hypergan"]
+    assert len(suite.seeds) >= 3
+    (task,) = suite.tasks
+    assert task.title
+    if isinstance(task.likelihood, CategoricalSpec):
+        assert task.ood
+        assert task.validation_ood  # tuning must never need the reported sets
+    else:
+        assert isinstance(task.likelihood, GaussianSpec)
+        assert task.likelihood.noise_std == 3.0
+        assert task.curve is not None
+        assert (task.curve.low, task.curve.high) == (-6, 6)
+
+
+def test_reported_and_tuning_letters_are_disjoint() -> None:
+    (task,) = load_suite("digits").tasks
+    assert task.ood[0].options["letters"] == "A-J"
+    assert task.validation_ood[0].options["letters"] == "K-T"
+
+
+def test_gap_curve_matches_the_data() -> None:
+    (task,) = load_suite("gap").tasks
+    assert task.curve is not None
+    assert tuple(task.data.options["exclude"]) == task.curve.gap[0]
+    assert task.curve.inside == ((-4, -1), (1.5, 4))
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("digits", 6_090), ("cubic", 301), ("gap", 301)])
+def test_shipped_networks_have_the_size_the_suites_state(name: str, parameters: int) -> None:
+    network = build_task(load_suite(name).tasks[0]).build_network(0)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+def write_user_suite(folder: Path) -> Path:
+    tables = folder / "tables"
+    tables.mkdir(parents=True)
+    (tables / "train.csv").write_text("a,b,y\n" + "".join(f"{i},{i * i},{i % 2}\n" for i in range(30)))
+    (tables / "test.csv").write_text("a,b,y\n100,1,0\n101,2,1\n")
+    (tables / "far.csv").write_text("a,b\n1e6,1e6\n")
+    (folder / "mine.toml").write_text(CSV_SUITE)
+    return folder / "mine.toml"
+
+
+def test_paths_are_relative_to_the_suites_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_user_suite(tmp_path / "project")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for folder, name in ((elsewhere, str(file)), (file.parent, "mine.toml"), (tmp_path, "project/mine.toml")):
+        monkeypatch.chdir(folder)
+        (spec,) = load_suite(name).tasks
+        assert Path(spec.data.options["path"]) == file.parent / "tables" / "train.csv"
+        assert Path(spec.ood[0].options["path"]) == file.parent / "tables" / "far.csv"
+        monkeypatch.chdir(elsewhere)  # the run may be somewhere else than the reading
+        task = build_task(spec)
+        assert len(task.test) == 2
+        assert len(task.ood["far"]) == 1
+
+
+def test_absolute_paths_stay(tmp_path: Path) -> None:
+    file = write_user_suite(tmp_path / "project")
+    content = file.read_text().replace("tables/", f"{tmp_path}/project/tables/")
+    moved = tmp_path / "moved.toml"
+    moved.write_text(content)
+    (spec,) = load_suite(str(moved)).tasks
+    assert len(build_task(spec).test) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            'source = "csv"\npath = "tables/train.csv"',
+            'source = "csvv"\npath = "a"',
+            "unknown data source 'csvv'",
+        ),
+        (
+            'target = "y"',
+            'target = "y"\nheader = true',
+            "task 'mine': data source 'csv': unknown option 'header'",
+        ),
+        ('target = "y"', "target = 3", "target"),
+        ("budget = 1000", 'budget = "many"', "tasks.0.budget: Input should be a valid integer"),
+        ('[tasks.network]\nname = "mlp"', '[tasks.network]\nname = "mlpp"', "tasks.0.network"),
+        ('target = "y"', 'target = "y"\nkind = "regression"', "'csv' is for regression, but the likelihood"),
+        ('name = "far"', "", "tasks.0.ood.0.name: Field required"),
+        ("budget = 1000", "budget = = 1000", "line 5"),
+    ],
+)
+def test_wrong_suites_name_file_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+    file = write_user_suite(tmp_path)
+    assert old in CSV_SUITE
+    file.write_text(CSV_SUITE.replace(old, new, 1))
+    with pytest.raises(UsageError) as caught:
+        load_suite(str(file))
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_data_of_a_suite_are_not_needed_to_read_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(CSV_SUITE)
+    assert load_suite(str(tmp_path / "mine.toml")).tasks[0].name == "mine"
+
+
+def test_no_such_suite(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown suite 'digit', did you mean 'digits'"):
+        load_suite("digit")
+    with pytest.raises(UsageError, match=r"cannot read the suite .*none.toml: No such file"):
+        load_suite(str(tmp_path / "none.toml"))
