@@ -138,7 +138,13 @@ def comparison_of(record: Mapping[str, Any]) -> str:
 
 def variant_of(record: Mapping[str, Any]) -> str:
     """Identifier (8 hex digits) of all that makes a result but the seed."""
-    parts = [comparison_of(record), record["label"], record["method"], record.get("config"), record.get("variant")]
+    parts = [
+        comparison_of(record),
+        record["label"],
+        record["method"],
+        record.get("config"),
+        record.get("variant"),
+    ]
     return store.canonical_hash(parts)[:8]
 
 
@@ -343,9 +349,7 @@ def _curve(predictions: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
         found["noise_std"] = np.sqrt((np.broadcast_to(noise, mean.shape) ** 2).mean(axis=0))
     if {"train/x", "train/y"} <= predictions.keys():
         found["train_x"] = np.asarray(predictions["train/x"], dtype=np.float64).reshape(-1)
-        found["train_y"] = np.asarray(predictions["train/y"], dtype=np.float64).reshape(
-            len(found["train_x"]), -1
-        )[:, 0]
+        found["train_y"] = np.asarray(predictions["train/y"], dtype=np.float64).reshape(len(found["train_x"]), -1)[:, 0]
     return found
 
 
@@ -388,9 +392,7 @@ class ExampleMean:
         return (self.values.shape[1],)
 
     def per_seed(self, weights: Sequence[Floats] | None = None) -> Floats:
-        means = (
-            self.values.mean(axis=1) if weights is None else weights[0] @ self.values.T / self.values.shape[1]
-        )
+        means = self.values.mean(axis=1) if weights is None else weights[0] @ self.values.T / self.values.shape[1]
         return np.sqrt(means) if self.root else np.asarray(means, dtype=np.float64)
 
 
@@ -485,27 +487,17 @@ def statistic(jobs: Sequence[Evidence], metric: str) -> Statistic | None:
         "rmse": "squared_error",
         "nll_temperature_scaled": "nll_scaled",
     }
-    name = (
-        f"correct@{metric.removeprefix('accuracy@')}"
-        if metric.startswith("accuracy@")
-        else means.get(metric, "")
-    )
+    name = f"correct@{metric.removeprefix('accuracy@')}" if metric.startswith("accuracy@") else means.get(metric, "")
     if (values := rows(name)) is not None:
         return ExampleMean(seeds, values, root=metric == "rmse")
     stem, _, ood = metric.partition("/")
-    score = {"ood_auroc": "entropy", "ood_auroc_mi": "information", "ood_auroc_maxprob": "doubt"}.get(
-        stem, ""
-    )
+    score = {"ood_auroc": "entropy", "ood_auroc_mi": "information", "ood_auroc_maxprob": "doubt"}.get(stem, "")
     inside, outside = rows(score), rows(f"{score}/{ood}")
     if inside is not None and outside is not None:
         return RankArea(seeds, inside, outside)
     confidence = rows({"ece": "confidence", "ece_adaptive": "confidence"}.get(metric, "confidence_scaled"))
     correct = rows("correct")
-    if (
-        metric in ("ece", "ece_adaptive", "ece_temperature_scaled")
-        and confidence is not None
-        and correct is not None
-    ):
+    if metric in ("ece", "ece_adaptive", "ece_temperature_scaled") and confidence is not None and correct is not None:
         bins = np.stack([bin_index(row, _edges(row, metric)) for row in confidence])
         return BinnedGap(seeds, correct - confidence, bins)
     return SeedMean(seeds, np.array([metric_value(job.record, metric) for job in jobs], dtype=np.float64))
@@ -516,9 +508,7 @@ def _edges(confidence: Floats, metric: str) -> Floats:
     return np.quantile(confidence, levels) if metric == "ece_adaptive" else levels
 
 
-def bootstrap(
-    statistics: Mapping[str, Statistic], *, replicates: int = REPLICATES, seed: int = 0
-) -> dict[str, Floats]:
+def bootstrap(statistics: Mapping[str, Statistic], *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Floats]:
     """Paired bootstrap: every replicate draws seeds, and one set of examples that all statistics share.
 
     Seeds are drawn in common where all statistics have the same seeds, else for each on its own.
@@ -537,9 +527,7 @@ def bootstrap(
     """
     populations = {statistic.populations for statistic in statistics.values()}
     if len(populations) > 1:
-        raise UsageError(
-            f"a paired bootstrap needs the same examples for all methods, got {sorted(populations)}"
-        )
+        raise UsageError(f"a paired bootstrap needs the same examples for all methods, got {sorted(populations)}")
     sizes = next(iter(populations), ())
     rng = np.random.default_rng(seed)
     seed_sets = {statistic.seeds for statistic in statistics.values()}
@@ -563,11 +551,7 @@ def bootstrap(
 def _draw(rng: np.random.Generator, replicates: int, size: int) -> Floats:
     """How often each of ``size`` things is drawn in ``size`` draws with replacement, ``[R, size]``."""
     chosen = rng.integers(0, size, (replicates, size)) + size * np.arange(replicates)[:, None]
-    return (
-        np.bincount(chosen.reshape(-1), minlength=replicates * size)
-        .reshape(replicates, size)
-        .astype(np.float64)
-    )
+    return np.bincount(chosen.reshape(-1), minlength=replicates * size).reshape(replicates, size).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -652,9 +636,7 @@ def mark_best(
         return Marks(None, declined="one method has a value")
     if len(ranked) < 2:
         seeds = max(len(s.seeds) for s in statistics.values())
-        return Marks(
-            None, declined=f"{seeds} seed{'s' if seeds > 1 else ''}, {MIN_SEEDS_TO_RANK} are needed to rank"
-        )
+        return Marks(None, declined=f"{seeds} seed{'s' if seeds > 1 else ''}, {MIN_SEEDS_TO_RANK} are needed to rank")
     means = {name: float(s.per_seed().mean()) for name, s in ranked.items()}
     best = (max if higher_is_better else min)(means, key=lambda name: means[name])
     drawn = bootstrap(ranked, replicates=replicates, seed=seed)

@@ -5,17 +5,27 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bayes_bench import registry
-from bayes_bench.errors import UsageError, unknown_name
+from bayes_bench.errors import DataError, UsageError, unknown_name
 from bayes_bench.settings import Settings
-from bayes_bench.store import canonical_hash
+from bayes_bench.store import RECORD, canonical_hash, job_state, read_record, safe_name
 from bayes_bench.suite import MethodEntry, SuiteSpec, TaskSpec
 
 # Parts of a task that change no result by themselves: texts, hints, what a job resolves on its own (budget and
 # settings), and where the data come from: the checksum speaks for the data, so a moved file changes no key.
-NOT_IN_KEY = {"title", "seconds_per_job", "megabytes_per_job", "budget", "settings", "data", "ood", "validation_ood"}
+NOT_IN_KEY = {
+    "title",
+    "seconds_per_job",
+    "megabytes_per_job",
+    "budget",
+    "settings",
+    "data",
+    "ood",
+    "validation_ood",
+}
 MAX_SEEDS = 10_000
 
 
@@ -67,6 +77,36 @@ class Job(Settings):
     def name(self) -> str:
         """For messages: ``task/label seed k``."""
         return f"{self.task.name}/{self.label} seed {self.seed}"
+
+
+def expected_seconds(job: Job) -> float | None:
+    """What the task's author expects of one job, scaled with its budget; None where the task does not say."""
+    hint = job.task.seconds_per_job
+    return None if hint is None else hint * job.budget / job.task.budget
+
+
+class Observer:
+    """Whoever watches a run; the default sees nothing."""
+
+    def message(self, sentence: str) -> None:
+        """Something the user should know (a damaged record, changed code)."""
+
+    def started(self, job: Job, number: int, total: int, seconds_left: float | None) -> None:
+        """Job ``number`` (from 1) of ``total`` begins; ``seconds_left`` for the whole run, None while unknown."""
+
+    def progress(self, job: Job, fraction: float, values: Mapping[str, float], seconds_left: float | None) -> None:
+        """``fraction`` of the job's budget is spent; at most a few times a second."""
+
+    def finished(
+        self,
+        job: Job,
+        number: int,
+        total: int,
+        record: Mapping[str, Any],
+        seconds: float | None,
+        seconds_left: float | None,
+    ) -> None:
+        """The job has a record, made in ``seconds``, or found finished (None)."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +168,7 @@ def plan(
     """All jobs in the order they are run: first every task and method with the first seed.
 
     Args:
+        suites: what is run, in this order.
         methods: labels of the suites' entries, or names of registered methods; empty for the suites' own lists
             (for a suite without a list: every registered method).
         seeds: empty for the suites' own.
@@ -176,7 +217,21 @@ def plan(
     if not jobs:
         raise UsageError("nothing to run: the suites have none of these methods")
     _check_distinct([job for _, job in jobs])
-    return tuple(job for _, job in sorted(jobs, key=lambda item: item[0]))  # stable: the suites' order within a seed
+    # Stable: within a seed the order of the suites stays.
+    return tuple(job for _, job in sorted(jobs, key=lambda item: item[0]))
+
+
+def find_finished(job: Job, run_dir: Path, device: str = "auto") -> bool:
+    """Has the run folder a finished record of this job? Believes the checksum of the data that the record names."""
+    devices = ("cpu", "cuda") if device == "auto" else (device,)
+    for folder in (run_dir / "jobs" / safe_name(job.task.name) / safe_name(job.label)).glob(f"seed-{job.seed}-*"):
+        try:
+            checksum = read_record(folder / RECORD)["data"]["checksum"]
+        except (DataError, KeyError, TypeError):
+            continue
+        if any(job_state(folder, job.key(checksum, name)).kind == "finished" for name in devices):
+            return True
+    return False
 
 
 def _entries(
@@ -206,7 +261,7 @@ def _entries(
 
 
 def _settings(task: TaskSpec, entry: MethodEntry, overrides: Iterable[Override]) -> dict[str, Any]:
-    """Those of the task for the method, of the task for the label, of the entry, of the command line; later ones win."""
+    """Settings of the task for the method, then for the label, of the entry, of the command line; later ones win."""
     settings = dict(task.settings.get(entry.method, {}))
     if entry.label != entry.method:
         settings |= task.settings.get(entry.label, {})

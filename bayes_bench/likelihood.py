@@ -86,7 +86,9 @@ class Gaussian(Likelihood):
 
     kind = "regression"
 
-    def __init__(self, noise_std: float | Literal["learned"] = "learned", dimensions: int = 1, initial_std: float = 0.5):
+    def __init__(
+        self, noise_std: float | Literal["learned"] = "learned", dimensions: int = 1, initial_std: float = 0.5
+    ):
         if noise_std != "learned" and not noise_std > 0:
             raise UsageError(f"Gaussian: noise_std must be positive or 'learned', got {noise_std!r}")
         self.noise_std = noise_std

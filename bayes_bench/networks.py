@@ -94,12 +94,22 @@ class ResidualBlock(nn.Module):
 
 
 def resnet(
-    input_shape: tuple[int, int, int], outputs: int, *, width: int = 16, blocks: int = 1, stages: int = 3, groups: int = 4
+    input_shape: tuple[int, int, int],
+    outputs: int,
+    *,
+    width: int = 16,
+    blocks: int = 1,
+    stages: int = 3,
+    groups: int = 4,
 ) -> nn.Sequential:
     """A small residual network: ``[B, C, H, W]`` → ``[B, outputs]``; batch statistics are replaced by group norm."""
     if width % groups:
         raise UsageError(f"resnet: width ({width}) must be a multiple of groups ({groups})")
-    layers: list[nn.Module] = [nn.Conv2d(input_shape[0], width, 3, padding=1), nn.GroupNorm(groups, width), nn.ReLU()]
+    layers: list[nn.Module] = [
+        nn.Conv2d(input_shape[0], width, 3, padding=1),
+        nn.GroupNorm(groups, width),
+        nn.ReLU(),
+    ]
     channels = width
     for stage in range(stages):
         for block in range(blocks):
@@ -136,9 +146,7 @@ def build_network(
             )
         image = (input_shape[0], input_shape[1], input_shape[2])
         if isinstance(spec, ResNetSpec):
-            return resnet(
-                image, outputs, width=spec.width, blocks=spec.blocks, stages=spec.stages, groups=spec.groups
-            )
+            return resnet(image, outputs, width=spec.width, blocks=spec.blocks, stages=spec.stages, groups=spec.groups)
         assert isinstance(spec, ConvNetSpec)
         return convnet(
             image,

@@ -27,7 +27,13 @@ from torch import Tensor, nn
 from bayes_bench.errors import DataError, DivergenceError, PluginError, UnsupportedNetworkError, UsageError
 from bayes_bench.examples import Examples, FitData
 from bayes_bench.likelihood import RESERVED, Likelihood
-from bayes_bench.predictive import ClassPrediction, ValuePrediction, log_mixture_nll, summarise_classes, summarise_values
+from bayes_bench.predictive import (
+    ClassPrediction,
+    ValuePrediction,
+    log_mixture_nll,
+    summarise_classes,
+    summarise_values,
+)
 from bayes_bench.prior import GaussianPrior
 from bayes_bench.settings import MethodConfig
 from bayes_bench.stacked import MEMORY_LIMIT, StackedNetwork
@@ -369,7 +375,9 @@ class WeightPosterior(ABC):
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 outputs, again = self.network(probe), self.network(probe)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise DataError(f"the network cannot take inputs of shape {list(data.train.x.shape[1:])}: {error}") from error
+            raise DataError(
+                f"the network cannot take inputs of shape {list(data.train.x.shape[1:])}: {error}"
+            ) from error
         expected = (len(probe), self.likelihood.output_width)
         if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
             found = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -388,9 +396,7 @@ class WeightPosterior(ABC):
         for name, shape in self.shapes.items():
             value = weights[name]
             if value.shape != (size, *shape):
-                raise PluginError(
-                    f"{method}._sample gave {name!r} the shape {list(value.shape)}, not {[size, *shape]}"
-                )
+                raise PluginError(f"{method}._sample gave {name!r} the shape {list(value.shape)}, not {[size, *shape]}")
             # An infinity or NaN anywhere makes the sum not finite, without a mask of the tensor's size.
             if not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
                 raise DivergenceError(f"{method} drew weights that are not finite (in {name!r})")

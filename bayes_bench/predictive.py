@@ -73,9 +73,7 @@ def summarise_classes(log_probs: Tensor) -> ClassPrediction:
 def summarise_values(mean: Tensor, noise_std: Tensor) -> ValuePrediction:
     """Summarise the networks' means and noise standard deviations, both ``[S, B, D]``."""
     mean = mean.double()
-    return ValuePrediction(
-        mean.mean(0), mean.var(0, correction=0), (noise_std.double() ** 2).mean(0), mean.shape[0]
-    )
+    return ValuePrediction(mean.mean(0), mean.var(0, correction=0), (noise_std.double() ** 2).mean(0), mean.shape[0])
 
 
 def log_mixture_nll(nll: Tensor) -> Tensor:

@@ -154,7 +154,9 @@ def _by_name(group: str) -> dict[str, list[EntryPoint]]:
     found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=group):
         # The same registration seen twice (a checkout on the path beside its installation) is one.
-        if not any(_owner(other) == _owner(point) and other.value == point.value for other in found.get(point.name, [])):
+        if not any(
+            _owner(other) == _owner(point) and other.value == point.value for other in found.get(point.name, [])
+        ):
             found.setdefault(point.name, []).append(point)
     return found
 
@@ -207,7 +209,11 @@ def _allowed(info: FieldInfo) -> str:
         for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
             if (limit := getattr(constraint, attribute, None)) is not None:
                 bounds.append(f"{sign} {limit}")
-    return " ".join([_type_words(info.annotation), " and ".join(bounds)]).strip()
+    words = _type_words(info.annotation)
+    if not bounds:
+        return words
+    base = words.removesuffix(" | none")
+    return f"{base} {' and '.join(bounds)}{words[len(base) :]}"
 
 
 def _type_words(annotation: Any) -> str:

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayes_bench import machine, metrics, registry, store
+from bayes_bench import machine, registry, store
 from bayes_bench.errors import UsageError
-from bayes_bench.jobs import Job
+from bayes_bench.jobs import Job, Observer, expected_seconds
 from bayes_bench.likelihood import RESERVED
+from bayes_bench.measure import measure
 from bayes_bench.posterior import WeightPosterior, WeightSamples, resolve_device
 from bayes_bench.suite import CustomNetworkSpec, SuiteSpec
 from bayes_bench.tasks import Standardiser, Task, build_task
@@ -39,22 +40,6 @@ GRAM_BYTES = 32 * 2**20
 TIMED_INPUTS = 500
 LOWEST_LOG_PROB = float(np.finfo(np.float16).min)
 PROGRESS_SECONDS = 0.2
-
-
-class Observer:
-    """Whoever watches a run; the default sees nothing."""
-
-    def message(self, sentence: str) -> None:
-        """Something the user should know (a damaged record, changed code)."""
-
-    def started(self, job: Job, number: int, total: int, seconds_left: float | None) -> None:
-        """Job ``number`` (from 1) of ``total`` begins; ``seconds_left`` for the whole run, None while unknown."""
-
-    def progress(self, job: Job, fraction: float, values: Mapping[str, float], seconds_left: float | None) -> None:
-        """``fraction`` of the job's budget is spent; at most a few times a second."""
-
-    def finished(self, job: Job, number: int, total: int, record: Mapping[str, Any], seconds: float | None) -> None:
-        """The job has a record, made in ``seconds``, or found finished (None)."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +96,15 @@ def run(
 
     Args:
         jobs: from ``jobs.plan``, in the order they are run.
+        run_dir: made where it is not; a run folder is continued.
         suites: kept in ``run.json``, for readers.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: CPU threads of PyTorch while the run lasts; default: the physical cores this process may use.
         fresh: run finished jobs again.
-        data_root, allow_code: as in ``tasks.build_task``.
+        data_root: folder of the benchmark data, as in ``tasks.build_task``.
+        allow_code: Python files that a network may come from.
         command: the command line, kept in ``run.json``.
+        observer: told about progress.
 
     Raises:
         UsageError: no such device, a folder that cannot be written or is in use; nothing was run.
@@ -136,6 +124,7 @@ def run(
     with store.locked(run_dir), _settled(place, threads):
         machine_facts = _machine(place)
         _write_plan(run_dir, keyed, suites, command, machine_facts)
+        _warm_up()
         clock = _Clock(keyed)
         outdated = 0
         for number, item in enumerate(keyed, start=1):
@@ -156,7 +145,7 @@ def run(
                     seconds = time.perf_counter() - started
                     counts["finished" if record["status"] == "ok" else "failed"] += 1
                     clock.end(item, seconds)
-                observer.finished(item.job, number, len(keyed), record, seconds)
+                observer.finished(item.job, number, len(keyed), record, seconds, clock.left(0.0))
             except KeyboardInterrupt:
                 interrupted = True
                 break
@@ -168,9 +157,7 @@ def run(
     return RunResult(run_dir, **counts, total=len(keyed), interrupted=interrupted, report=path)
 
 
-def build_tasks(
-    jobs: Sequence[Job], data_root: Path | None = None, allow_code: Sequence[Path] = ()
-) -> dict[str, Task]:
+def build_tasks(jobs: Sequence[Job], data_root: Path | None = None, allow_code: Sequence[Path] = ()) -> dict[str, Task]:
     """Every task once, by the JSON of its specification."""
     tasks: dict[str, Task] = {}
     for job in jobs:
@@ -189,7 +176,11 @@ def derived_seed(seed: int, purpose: str) -> int:
 
 
 def execute(
-    item: Keyed, device: torch.device, machine_facts: Mapping[str, Any], allow_code: Sequence[Path], monitor: _Monitor
+    item: Keyed,
+    device: torch.device,
+    machine_facts: Mapping[str, Any],
+    allow_code: Sequence[Path],
+    monitor: _Monitor,
 ) -> dict[str, Any]:
     """Fit, draw, predict, measure, store. Whatever the method raises becomes a failed record.
 
@@ -209,9 +200,7 @@ def execute(
         try:
             posterior, measured, predictions = _fit_and_predict(item, device, monitor)
             record |= measured
-            record["metrics"] = metrics.compute(predictions, record)
-            record["alarms"] = metrics.alarms(predictions, record)
-            record["status"] = "ok"
+            record |= measure(predictions, record) | {"status": "ok"}
         except Exception as error:
             # Any exception of a method or a metric: this row fails, the other jobs go on.
             reason = str(error).strip().splitlines()
@@ -288,7 +277,7 @@ def _fit_and_predict(
 
 
 def predict_task(posterior: WeightPosterior, weights: WeightSamples, task: Task) -> dict[str, np.ndarray]:
-    """The stored predictions of a job, apart from those about weights; names and types as the README of a run says.
+    """The stored predictions of a job, apart from those about weights: ``test/log_probs``, ``ood/NAME/log_probs`` etc.
 
     Classification stores log probabilities as float16 ``[S, N, C]``, 2·S·N·C bytes: 20 MB for 10,000 images,
     100 networks and 10 classes. Regression stores float32 ``[S, N, D]`` in the units of the targets.
@@ -504,28 +493,12 @@ def _record_before(
     }
 
 
-def recompute_metrics(run_dir: Path) -> int:
-    """Measure all finished jobs anew from their stored predictions, e.g. after a new metric; returns how many.
-
-    Raises:
-        UsageError: not a run folder, or in use.
-        DataError: stored predictions are damaged.
-    """
-    store.read_run(run_dir)
-    count = 0
-    with store.locked(run_dir):
-        for folder, record in store.read_records(run_dir)[0]:
-            if record["status"] == "ok":
-                predictions = store.load_predictions(folder)
-                record["metrics"] = metrics.compute(predictions, record)
-                record["alarms"] = metrics.alarms(predictions, record)
-                store.write_json(folder / store.RECORD, record)
-                count += 1
-    return count
-
-
 def _keyed(
-    jobs: Sequence[Job], run_dir: Path, device: torch.device, data_root: Path | None, allow_code: Sequence[Path]
+    jobs: Sequence[Job],
+    run_dir: Path,
+    device: torch.device,
+    data_root: Path | None,
+    allow_code: Sequence[Path],
 ) -> list[Keyed]:
     tasks = build_tasks(jobs, data_root, allow_code)
     found = []
@@ -616,6 +589,14 @@ def _settled(device: torch.device, threads: int | None) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
+def _warm_up() -> None:
+    """PyTorch imports its compiler at the first optimiser step, a second that no job should pay for."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([parameter])
+    parameter.square().sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
 class _Clock:
     """Time left, from the jobs of the same kind that this run has seen, else from what the tasks say."""
 
@@ -648,7 +629,9 @@ class _Clock:
             pace = elapsed / fraction if fraction > 0.02 else None
             if expected is None and pace is None:
                 return None
-            total = pace if expected is None else expected if pace is None else fraction * pace + (1 - fraction) * expected
+            total = (
+                pace if expected is None else expected if pace is None else fraction * pace + (1 - fraction) * expected
+            )
             current = max(0.0, (total or 0.0) - elapsed)
             waiting = [total if seconds is None else seconds for seconds in waiting]
         known = [seconds for seconds in waiting if seconds is not None]
@@ -663,12 +646,6 @@ class _Clock:
         if same_task:
             return statistics.fmean(same_task)
         return expected_seconds(job)
-
-
-def expected_seconds(job: Job) -> float | None:
-    """What the task's author expects of one job, scaled with its budget; None where the task does not say."""
-    hint = job.task.seconds_per_job
-    return None if hint is None else hint * job.budget / job.task.budget
 
 
 class _Monitor:

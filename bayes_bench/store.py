@@ -33,7 +33,13 @@ LOG = "log.txt"
 RUN = "run.json"
 LOCK = ".lock"
 JOB_FILES = (PREDICTIONS, POSTERIOR, LOG)
-WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+WINDOWS_DEVICES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)),
+}
 
 
 # Files ----------------------------------------------------------------------------------------------------
@@ -184,7 +190,11 @@ def write_job(
             save_posterior(folder / POSTERIOR)
         write_text(folder / LOG, log)
         present = [name for name in JOB_FILES if (folder / name).is_file()]
-        complete = {**record, "format": FORMAT, "files": {name: file_facts(folder / name) for name in present}}
+        complete = {
+            **record,
+            "format": FORMAT,
+            "files": {name: file_facts(folder / name) for name in present},
+        }
         write_json(folder / RECORD, complete)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -315,7 +325,9 @@ def locked(run_dir: Path) -> Iterator[None]:
         lock = FileLock(str(run_dir / LOCK), timeout=0)
         lock.acquire()
     except Timeout as error:
-        raise UsageError(f"another bayes-bench run is writing to {run_dir}; wait for it or choose another --out") from error
+        raise UsageError(
+            f"another bayes-bench run is writing to {run_dir}; wait for it or choose another --out"
+        ) from error
     except OSError as error:
         raise UsageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
     try:

@@ -248,4 +248,3 @@ def _with_absolute_paths(value: Any, folder: Path) -> Any:
         else _with_absolute_paths(item, folder)
         for key, item in value.items()
     }
-

@@ -116,9 +116,7 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
 
     from bayes_bench.networks import build_network
 
-    make = partial(
-        build_network, spec.network, split.input_shape, likelihood.output_width, allow_code=allow_code
-    )
+    make = partial(build_network, spec.network, split.input_shape, likelihood.output_width, allow_code=allow_code)
     task = Task(
         spec=spec,
         fit_data=FitData(examples(split.train), examples(split.validation)),

@@ -20,6 +20,10 @@ GUARD_EVERY = 50
 """Steps between two looks at the loss: each look waits for a GPU."""
 
 
+VALIDATION_SHARE = 0.2
+"""At most this share of a budget goes into validations, where there would be too many of them."""
+
+
 class Monitor(Protocol):
     """Whoever watches a fit."""
 
@@ -125,8 +129,8 @@ class TrainingLoop:
             state: the named modules and optimisers, all that a snapshot must hold.
             cost: gradient evaluations per step.
             schedule: called before each step with the share of the budget spent, e.g. to set learning rates.
-            validate: called ``validations`` times, evenly over the budget, and at its end; its numbers go to
-                the history, and ``"val_nll"`` (lower is better) decides what the best snapshot is.
+            validate: called ``validations`` times (fewer where they would take more than a fifth of the budget),
+                evenly over the budget, and at its end; its numbers go to the history, and ``"val_nll"`` (lower is better) decides what the best snapshot is.
             validation_cost: gradient evaluations of one call of ``validate``.
             keep_best: end with the snapshot of the best ``val_nll`` rather than the last.
             patience: stop after that many validations without a better ``val_nll``; None never stops early.
@@ -140,13 +144,17 @@ class TrainingLoop:
             self.charge(cost + reserve)
         start, checks, best, best_state, stale = self.spent, 0, math.inf, None, 0
         span = self.budget - start
+        if reserve:
+            validations = max(1, min(validations, int(VALIDATION_SHARE * span / reserve)))
         latest: Mapping[str, Tensor] = {}
         while True:
             last = self.spent + cost + reserve > self.budget
-            if validate and (last or self.spent - start >= span * (checks + 1) / validations):
+            due = self.spent - start >= span * (checks + 1) / validations
+            # One on the way must leave enough for another step and the validation at the end.
+            if validate and (last or (due and self.spent + cost + 2 * reserve <= self.budget)):
                 checks = int((self.spent - start) * validations / span)
                 row = {"evaluations": self.spent, **_numbers(latest), **validate()}
-                self.spent += validation_cost
+                self.spent += reserve
                 self.history.append(row)
                 self._guard(row)
                 # Without validation data there is nothing to select by: every snapshot is as good as the next.

@@ -46,7 +46,13 @@ METHODS = {
     "ensemble": Method("ensemble", 5, True, 4.8, 0.9, 2.1, {}, {"members": 5, "learning_rate": 0.001}, 4.9),
     "map": Method("map", 1, True, 4.5, 0.0, 0.0, {}, {"learning_rate": 0.001}, 3.8),
 }
-VERSIONS = {"bayes_bench": "0.1.0", "method": "bayes-bench 0.1.0", "numpy": "2.0.0", "python": "3.11.0", "torch": "2.10.0"}
+VERSIONS = {
+    "bayes_bench": "0.1.0",
+    "method": "bayes-bench 0.1.0",
+    "numpy": "2.0.0",
+    "python": "3.11.0",
+    "torch": "2.10.0",
+}
 MACHINE = {"processor": "Example CPU", "cores": 2, "threads": 2, "device": "cpu", "memory_gb": 8.0}
 
 

@@ -47,9 +47,7 @@ def test_stream_distributions() -> None:
     assert normal.mean() == pytest.approx(0, abs=4 / np.sqrt(n))
     assert normal.var() == pytest.approx(1, abs=4 * np.sqrt(2 / n))
     assert sorted(stream.permutation(100).tolist()) == list(range(100))
-    assert np.bincount(stream.integers(4, n)).tolist() == pytest.approx(
-        [n / 4] * 4, abs=4 * np.sqrt(n * 3 / 16)
-    )
+    assert np.bincount(stream.integers(4, n)).tolist() == pytest.approx([n / 4] * 4, abs=4 * np.sqrt(n * 3 / 16))
 
 
 def test_split_indices_are_a_stratified_partition() -> None:
@@ -80,15 +78,14 @@ def test_importing_and_checking_needs_no_torch() -> None:
         "import sys\n"
         "from bayes_bench.suite import load_suite, shipped_suites\n"
         "[load_suite(name) for name in shipped_suites()]\n"
-        "heavy = {'torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib', 'pandas', 'PIL'} & set(sys.modules)\n"
+        "heavy = {'torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib', 'pandas', 'PIL'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_data_root_from_argument_environment_or_cache(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_data_root_from_argument_environment_or_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BAYES_BENCH_DATA", str(tmp_path / "env"))
     assert data.resolve_data_root(tmp_path / "given") == tmp_path / "given"
     assert data.resolve_data_root() == tmp_path / "env"
@@ -136,9 +133,7 @@ def test_wrong_options_are_one_sentence(spec: SourceSpec, message: str) -> None:
 
 def test_source_and_likelihood_must_agree() -> None:
     network = {"name": "mlp"}
-    with pytest.raises(
-        UsageError, match="'cubic' is for regression, but the likelihood 'categorical' is for"
-    ):
+    with pytest.raises(UsageError, match="'cubic' is for regression, but the likelihood 'categorical' is for"):
         data.check_task(TaskSpec(name="t", data=SourceSpec(source="cubic"), network=network, budget=1))
     given = SourceSpec(source="npz", path="a.npz", kind="regression")
     with pytest.raises(UsageError, match="'npz' is for regression"):
@@ -195,7 +190,7 @@ def test_letters_have_the_published_pixels(which: str, digit_split: data.Split) 
 
 
 def test_letters_have_the_ink_of_the_digits(digit_split: data.Split) -> None:
-    """Mean and spread of the pixels, and the distribution of mean intensity: it must not tell letters apart."""
+    """Mean and spread of the pixels, and the distribution of mean intensity, which must give nothing away."""
     from sklearn.metrics import roc_auc_score
 
     ink = digit_split.train.x.mean((1, 2, 3))
@@ -219,9 +214,7 @@ def test_letters_can_be_told_apart(digit_split: data.Split) -> None:
     assert (y[distance.argmin(1)] == y[600:]).mean() > 0.8
 
 
-def test_letters_of_another_matplotlib_are_a_note(
-    monkeypatch: pytest.MonkeyPatch, digit_split: data.Split
-) -> None:
+def test_letters_of_another_matplotlib_are_a_note(monkeypatch: pytest.MonkeyPatch, digit_split: data.Split) -> None:
     monkeypatch.setitem(letters.CHECKSUMS, "A-J", "0" * 64)
     found = data.load_inputs(ood("letters"), NOWHERE, digit_split)
     assert "another version of matplotlib" in found.notes[1]

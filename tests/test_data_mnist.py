@@ -20,9 +20,7 @@ NOTMNIST = OODSpec(name="notMNIST", source="notmnist")
 
 
 def idx_bytes(values: np.ndarray) -> bytes:
-    return (
-        b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
-    )
+    return b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
 
 
 def no_download(data_root: Path) -> None:
@@ -75,9 +73,7 @@ def test_subset_is_fixed_balanced_and_apart_from_validation(small_mnist: Path) -
 
 def test_labels_stay_with_their_images(small_mnist: Path) -> None:
     files = mnist.load_files(small_mnist)
-    label_of = dict(
-        zip((im.tobytes() for im in files["train-images-idx3-ubyte"]), np.arange(300) % 10, strict=True)
-    )
+    label_of = dict(zip((im.tobytes() for im in files["train-images-idx3-ubyte"]), np.arange(300) % 10, strict=True))
     split = data.load_split(SMALL, small_mnist)
     for part in (split.train, split.validation):
         pixels = np.rint(part.x[:, 0] * 255).astype(np.uint8)
@@ -131,9 +127,7 @@ def test_a_download_that_leaves_files_missing(small_mnist: Path, monkeypatch: py
         data.load_split(SMALL, small_mnist)
 
 
-def test_download_goes_through_torchvision_into_the_data_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_goes_through_torchvision_into_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision.datasets
 
     calls = []
@@ -145,9 +139,7 @@ def test_download_goes_through_torchvision_into_the_data_root(
 def test_truncated_file(small_mnist: Path) -> None:
     path = small_mnist / mnist.FOLDER / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(
-        DataError, match=r"is truncated: 234,216 bytes where its header says 235,216; delete it"
-    ):
+    with pytest.raises(DataError, match=r"is truncated: 234,216 bytes where its header says 235,216; delete it"):
         data.load_split(SMALL, small_mnist)
 
 
@@ -206,9 +198,7 @@ def test_notmnist_with_shuffled_digits_is_refused(letters_beside: Path) -> None:
     """Another file, but the same pixels in another order."""
     digits = mnist.load_files(letters_beside)["t10k-images-idx3-ubyte"][::-1]
     (letters_beside / notmnist.FOLDER / notmnist.FILE).write_bytes(idx_bytes(digits))
-    with pytest.raises(
-        DataError, match="100% of the out-of-distribution set 'notMNIST' are inputs of the task"
-    ):
+    with pytest.raises(DataError, match="100% of the out-of-distribution set 'notMNIST' are inputs of the task"):
         data.load_inputs(NOTMNIST, letters_beside, data.load_split(SMALL, letters_beside))
 
 

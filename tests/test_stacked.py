@@ -75,12 +75,23 @@ PLANNED = {
         (4, 9, 9),
     ),
     "conv2d same padding, no bias": (nn.Conv2d(2, 3, 3, padding="same", bias=False), (2, 6, 6)),
-    "conv1d": (nn.Sequential(nn.Conv1d(3, 6, 3, padding=1), nn.GELU(), nn.AvgPool1d(2), nn.Flatten()), (3, 8)),
+    "conv1d": (
+        nn.Sequential(nn.Conv1d(3, 6, 3, padding=1), nn.GELU(), nn.AvgPool1d(2), nn.Flatten()),
+        (3, 8),
+    ),
     "conv3d": (nn.Sequential(nn.Conv3d(1, 2, 2), nn.Flatten(), nn.Linear(2 * 27, 2)), (1, 4, 4, 4)),
-    "grouped second convolution": (nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=4)), (2, 7, 7)),
+    "grouped second convolution": (
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=4)),
+        (2, 7, 7),
+    ),
     "pools": (
         nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            nn.Conv2d(1, 4, 3),
+            nn.MaxPool2d(2),
+            nn.AvgPool2d(2),
+            nn.Conv2d(4, 2, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
         ),
         (1, 14, 14),
     ),
@@ -88,7 +99,10 @@ PLANNED = {
     "layer norm first": (nn.Sequential(nn.LayerNorm((3, 4)), nn.Flatten(), nn.Linear(12, 2)), (3, 4)),
     "group norm": (nn.Sequential(nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.ELU(), nn.Flatten()), (2, 5, 5)),
     "group norm first": (nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 3), nn.Flatten()), (4, 5, 5)),
-    "layer norm without affine": (nn.Sequential(nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 2)), (4,)),
+    "layer norm without affine": (
+        nn.Sequential(nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 2)),
+        (4,),
+    ),
     "dropout in evaluation mode": (nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 2)), (4,)),
     "resnet": (resnet((3, 8, 8), 5, width=8, stages=2), (3, 8, 8)),
     "residual and concatenation": (Residual(), (4,)),
@@ -136,7 +150,10 @@ def test_equals_the_loop_forward_and_backward(network, shape, networks, own_inpu
     stacked = StackedNetwork(network)
     with torch.no_grad():
         torch.testing.assert_close(
-            stacked(weights, x, own_inputs=own_inputs, memory_limit=memory_limit), expected, rtol=1e-4, atol=1e-5
+            stacked(weights, x, own_inputs=own_inputs, memory_limit=memory_limit),
+            expected,
+            rtol=1e-4,
+            atol=1e-5,
         )
     found = stacked(weights, x, own_inputs=own_inputs, memory_limit=memory_limit)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The shipped suites are valid and say what they should; a user's own suite is read with its own folder in mind."""
+"""The shipped suites say what they should; a user's own suite is read with its own folder in mind."""
 
 from __future__ import annotations
 

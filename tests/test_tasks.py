@@ -1,4 +1,4 @@
-"""Tasks built from specifications: standardisation, likelihoods in the right units, checks before any work."""
+"""Tasks built from specifications: standardisation, likelihoods in the right units, early checks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ from bayes_bench.suite import OODSpec, SourceSpec, TaskSpec, load_suite
 from bayes_bench.tasks import Task, build_task
 
 
-def spec(source: dict[str, Any], likelihood: str = "categorical", **more: Any) -> TaskSpec:
-    values: dict[str, Any] = {"network": {"name": "mlp", "hidden": [4]}, "likelihood": {"name": likelihood}}
-    return TaskSpec.model_validate({"name": "t", "data": source, "budget": 10} | values | more)
+def spec(source: dict[str, Any], likelihood: str | dict[str, Any] = "categorical", **more: Any) -> TaskSpec:
+    values: dict[str, Any] = {
+        "name": "t",
+        "data": source,
+        "budget": 10,
+        "network": {"name": "mlp", "hidden": [4]},
+        "likelihood": {"name": likelihood} if isinstance(likelihood, str) else likelihood,
+    }
+    return TaskSpec.model_validate(values | more)
 
 
 def regression_file(path: Path, dimensions: int) -> dict[str, Any]:
@@ -66,9 +72,7 @@ def test_all_inputs_are_standardised_with_training_statistics(digits: Task) -> N
 
 def test_networks_differ_by_seed_only(digits: Task) -> None:
     state = torch.get_rng_state()
-    first, again, other = (
-        torch.nn.utils.parameters_to_vector(digits.build_network(s).parameters()) for s in (1, 1, 2)
-    )
+    first, again, other = (torch.nn.utils.parameters_to_vector(digits.build_network(s).parameters()) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(state, torch.get_rng_state())
@@ -126,9 +130,7 @@ def test_several_targets(tmp_path: Path) -> None:
     learned = build_task(spec(source, "gaussian"))
     assert isinstance(learned.likelihood, Gaussian)
     assert learned.likelihood.noise_std == "learned"
-    torch.testing.assert_close(
-        learned.fit_data.train.y.std(0, correction=0), torch.ones(2), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(learned.fit_data.train.y.std(0, correction=0), torch.ones(2), atol=1e-5, rtol=0)
     hetero = build_task(spec(source, "heteroscedastic"))
     assert isinstance(hetero.likelihood, HeteroscedasticGaussian)
     assert hetero.build_network(0)(hetero.test.x[:5]).shape == (5, 4)
@@ -243,9 +245,7 @@ def test_own_network_of_the_wrong_width_is_found_before_any_work(tmp_path: Path)
                 1,
             )
         else:
-            with pytest.raises(
-                UsageError, match=r"the network gives \[2, 5\] for 2 inputs, but .* needs \[2, 1\]"
-            ):
+            with pytest.raises(UsageError, match=r"the network gives \[2, 5\] for 2 inputs, but .* needs \[2, 1\]"):
                 build_task(task_spec, allow_code=(code,))
 
 
@@ -265,6 +265,4 @@ def test_task_is_frozen(digits: Task) -> None:
 
 def test_source_specs_of_a_task_may_be_built_in_python() -> None:
     task_spec = spec({"source": "digits"})
-    assert build_task(task_spec.model_copy(update={"data": SourceSpec(source="digits")})).test.x.shape[
-        1:
-    ] == (1, 8, 8)
+    assert build_task(task_spec.model_copy(update={"data": SourceSpec(source="digits")})).test.x.shape[1:] == (1, 8, 8)

@@ -17,7 +17,9 @@ class MAPConfig(MethodConfig):
     learning_rate: float = setting(3e-3, "Adam", gt=0)
     final_learning_rate: float = setting(0.0, "share of the learning rate left at the end (cosine)", ge=0, le=1)
     keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
-    patience: int | None = setting(None, "stop after so many validations (of 20) without a better one; none: never", gt=0)
+    patience: int | None = setting(
+        None, "stop after so many validations (of 20) without a better one; none: never", gt=0
+    )
 
 
 class DeepEnsembleConfig(MethodConfig):
@@ -42,7 +44,9 @@ class DeepEnsembleConfig(MethodConfig):
     )
     map_members: bool = setting(False, "penalise every member with the task's prior")
     keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
-    patience: int | None = setting(None, "stop after so many validations (of 20) without a better one; none: never", gt=0)
+    patience: int | None = setting(
+        None, "stop after so many validations (of 20) without a better one; none: never", gt=0
+    )
 
 
 class MCDropoutConfig(MethodConfig):
@@ -66,4 +70,6 @@ class MCDropoutConfig(MethodConfig):
     final_learning_rate: float = setting(0.0, "share of the learning rate left at the end (cosine)", ge=0, le=1)
     validation_networks: int = setting(10, "networks drawn for each validation", gt=1)
     keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
-    patience: int | None = setting(None, "stop after so many validations (of 20) without a better one; none: never", gt=0)
+    patience: int | None = setting(
+        None, "stop after so many validations (of 20) without a better one; none: never", gt=0
+    )

@@ -8,7 +8,15 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from bayes_bench import FitData, TensorState, TrainingLoop, UnsupportedNetworkError, WeightPosterior, WeightSamples, cosine_decay
+from bayes_bench import (
+    FitData,
+    TensorState,
+    TrainingLoop,
+    UnsupportedNetworkError,
+    WeightPosterior,
+    WeightSamples,
+    cosine_decay,
+)
 from bayes_bench_baselines.configs import MCDropoutConfig
 
 MASKED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -55,7 +63,9 @@ class MCDropout(WeightPosterior):
         layers = self._layers()
         trained = TensorState({name: value[0] for name, value in self.initial_weights(1, rng).items()})
         self._weights: dict[str, Tensor] = trained
-        optimizer = torch.optim.Adam([w.requires_grad_() for w in trained.values()], lr=config.learning_rate, fused=True)
+        optimizer = torch.optim.Adam(
+            [w.requires_grad_() for w in trained.values()], lr=config.learning_rate, fused=True
+        )
         batch_size = min(config.batch_size, len(data.train))
         batches = data.train.minibatches(batch_size, rng)
         masked = {_weight(name) for name in layers}

@@ -58,9 +58,7 @@ def check_spec(spec: SourceSpec) -> Settings:
         UsageError: unknown source, a source that cannot play this part, unknown option or wrong value.
     """
     inputs_only = isinstance(spec, OODSpec)
-    usable = {
-        name: source for name, source in SOURCES.items() if (source.inputs if inputs_only else source.split)
-    }
+    usable = {name: source for name, source in SOURCES.items() if (source.inputs if inputs_only else source.split)}
     source = usable.get(spec.source)
     if source is None:
         part = "source of out-of-distribution inputs" if inputs_only else "data source"

@@ -164,9 +164,7 @@ def split_by_fractions(
     y = data.y if data.y.ndim == 1 else None
     fractions = (options.validation,) if test is not None else (options.validation, options.test)
     if sum(fractions) >= 1:
-        raise DataError(
-            f"{name}: validation and test take {sum(fractions):g} of the data; leave some to train"
-        )
+        raise DataError(f"{name}: validation and test take {sum(fractions):g} of the data; leave some to train")
     n = len(data)
     sizes = [max(1, round(fraction * n)) for fraction in fractions]
     try:
@@ -179,9 +177,7 @@ def split_by_fractions(
     return train, validation, test if test is not None else data[parts[1]]
 
 
-def encode_labels(
-    labels: Sequence[Any], known: tuple[str, ...] | None = None
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def encode_labels(labels: Sequence[Any], known: tuple[str, ...] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
     """Class indices int64 ``[N]`` and the names of the classes.
 
     Classes are sorted, as numbers where all labels are whole numbers, else as text. With ``known``, the

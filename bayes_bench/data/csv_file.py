@@ -24,16 +24,13 @@ from bayes_bench.data.base import (
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.settings import Settings, setting
 
-
 LARGEST = float(np.finfo(np.float32).max)
 
 
 class CsvOptions(FractionOptions):
     path: Path = setting(..., "the CSV file; relative to the suite's file")
     target: tuple[str, ...] = setting(..., "target column, or a list of them for regression", min_length=1)
-    features: tuple[str, ...] | None = setting(
-        None, "feature columns; not given: all but the targets", min_length=1
-    )
+    features: tuple[str, ...] | None = setting(None, "feature columns; not given: all but the targets", min_length=1)
     test_path: Path | None = setting(None, "a CSV file of test examples with the same columns")
     delimiter: str = Field(",", min_length=1, max_length=1, description="character between the cells")
 
@@ -63,9 +60,7 @@ class Table:
         cells = [row[at].strip() for row in self.rows]
         for cell, line in zip(cells, self.lines, strict=True):
             if not cell:
-                raise DataError(
-                    f"{self.path}, line {line}: column {column!r} is empty; fill or remove the row"
-                )
+                raise DataError(f"{self.path}, line {line}: column {column!r} is empty; fill or remove the row")
         return cells
 
     def numbers(self, columns: Sequence[str]) -> np.ndarray:
@@ -101,9 +96,7 @@ class Table:
         try:
             return self.header.index(column)
         except ValueError:
-            raise DataError(
-                f"{self.path} has no column {column!r}; it has {', '.join(self.header)}"
-            ) from None
+            raise DataError(f"{self.path} has no column {column!r}; it has {', '.join(self.header)}") from None
 
 
 def read_table(path: Path, delimiter: str = ",") -> Table:
@@ -122,9 +115,7 @@ def read_table(path: Path, delimiter: str = ",") -> Table:
                 if not row:
                     continue
                 if len(row) != len(header):
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: {len(row)} cells, the header has {len(header)}"
-                    )
+                    raise DataError(f"{path}, line {reader.line_num}: {len(row)} cells, the header has {len(header)}")
                 rows.append(row)
                 lines.append(reader.line_num)
     except OSError as error:
@@ -153,9 +144,7 @@ def _is_number(cell: str) -> bool:
 def split(options: CsvOptions, data_root: Path, kind: Kind) -> Split:
     """Features ``[N, F]``; class labels may be any text, regression targets are numbers ``[N, D]``."""
     if kind == "classification" and len(options.target) > 1:
-        raise UsageError(
-            f"data source 'csv': classification has one target column, got {len(options.target)}"
-        )
+        raise UsageError(f"data source 'csv': classification has one target column, got {len(options.target)}")
     table = read_table(options.path, options.delimiter)
     for name in options.target:
         table.index(name)  # a misspelt target would else be looked for among the features
@@ -195,16 +184,12 @@ def inputs(options: CsvInputOptions, data_root: Path, split: Split) -> Inputs:
     return Inputs(read_features(options.path, split.input_shape, split.features, options.delimiter))
 
 
-def read_features(
-    path: Path, shape: tuple[int, ...], features: tuple[str, ...], delimiter: str = ","
-) -> np.ndarray:
+def read_features(path: Path, shape: tuple[int, ...], features: tuple[str, ...], delimiter: str = ",") -> np.ndarray:
     """Inputs float32 ``[N, *shape]`` from a CSV file: the named columns, or all if ``features`` is empty."""
     table = read_table(path, delimiter)
     columns = features or table.header
     if math.prod(shape) != len(columns):
-        raise DataError(
-            f"{path} has {len(columns)} columns, but an input has {math.prod(shape)} values {list(shape)}"
-        )
+        raise DataError(f"{path} has {len(columns)} columns, but an input has {math.prod(shape)} values {list(shape)}")
     return table.numbers(columns).reshape(-1, *shape)
 
 

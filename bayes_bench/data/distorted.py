@@ -20,9 +20,7 @@ DISTORTION_SEED = 1729
 
 
 class DistortedOptions(Settings):
-    grid: int = setting(
-        2, "images are cut into grid × grid patches; it must divide their height and width", ge=2
-    )
+    grid: int = setting(2, "images are cut into grid × grid patches; it must divide their height and width", ge=2)
 
 
 def inputs(options: DistortedOptions, data_root: Path, split: Split) -> Inputs:
@@ -37,9 +35,7 @@ def inputs(options: DistortedOptions, data_root: Path, split: Split) -> Inputs:
     if x.ndim == 2 and x.shape[1] > 1:
         columns = [x[stream.permutation(len(x)), j] for j in range(x.shape[1])]
         return Inputs(np.stack(columns, 1), ("the validation examples, each feature shuffled by itself",))
-    raise DataError(
-        f"distorted needs images or at least 2 features, but the task's inputs have shape {x.shape[1:]}"
-    )
+    raise DataError(f"distorted needs images or at least 2 features, but the task's inputs have shape {x.shape[1:]}")
 
 
 def _shuffle_patches(x: np.ndarray, grid: int, stream: Stream) -> np.ndarray:

@@ -25,18 +25,14 @@ class ImageFolderOptions(FractionOptions):
 
 
 class ImageInputOptions(Settings):
-    path: Path = setting(
-        ..., "folder of images, at any depth; resized to the task's images where they differ"
-    )
+    path: Path = setting(..., "folder of images, at any depth; resized to the task's images where they differ")
 
 
 def split(options: ImageFolderOptions, data_root: Path, kind: Kind) -> Split:
     """Images ``[N, C, H, W]`` in [0, 1]; the classes are the folders' names in alphabetical order."""
     if kind == "regression":
         raise UsageError("data source 'image-folder' has classes, but the likelihood is for regression")
-    classes = tuple(
-        path.name for path in _listing(options.path) if path.is_dir() and not path.name.startswith(".")
-    )
+    classes = tuple(path.name for path in _listing(options.path) if path.is_dir() and not path.name.startswith("."))
     if len(classes) < 2:
         raise DataError(
             f"{options.path} must hold at least 2 folders of images, one per class; it holds {len(classes)}"
@@ -44,11 +40,7 @@ def split(options: ImageFolderOptions, data_root: Path, kind: Kind) -> Split:
     data = _labelled(options.path, classes, options.size, options.channels)
     test = None
     if options.test_path is not None:
-        names = {
-            path.name
-            for path in _listing(options.test_path)
-            if path.is_dir() and not path.name.startswith(".")
-        }
+        names = {path.name for path in _listing(options.test_path) if path.is_dir() and not path.name.startswith(".")}
         if unknown := names - set(classes):
             raise DataError(f"{options.test_path} has a class {min(unknown)!r} that {options.path} has not")
         held = tuple(name for name in classes if name in names)
@@ -106,9 +98,7 @@ def read_images(files: Sequence[Path], size: Size | None, channels: int) -> tupl
                     f"{file} is {found[0]}×{found[1]} pixels, the first image {wanted[0]}×{wanted[1]}; "
                     "give `size = [height, width]` to resize all"
                 )
-            image = image.resize(
-                (wanted[1], wanted[0]), Image.Resampling.BOX if _shrinks(found, wanted) else None
-            )
+            image = image.resize((wanted[1], wanted[0]), Image.Resampling.BOX if _shrinks(found, wanted) else None)
             resized += 1
         images.append(np.asarray(image, dtype=np.uint8).reshape(*wanted, channels))
     stacked = np.stack(images).transpose(0, 3, 1, 2)
@@ -123,9 +113,7 @@ def inputs(options: ImageInputOptions, data_root: Path, split: Split) -> Inputs:
     """All images below a folder, in the task's size and number of channels."""
     x, resized = read_image_inputs(options.path, split.input_shape)
     size = "×".join(str(side) for side in split.input_shape[1:])
-    return Inputs(
-        x, (f"{options.path.name}: {resized} of {len(x)} images resized to {size}",) if resized else ()
-    )
+    return Inputs(x, (f"{options.path.name}: {resized} of {len(x)} images resized to {size}",) if resized else ())
 
 
 def read_image_inputs(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:

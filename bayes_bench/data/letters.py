@@ -62,9 +62,7 @@ class LettersOptions(Settings):
 def inputs(options: LettersOptions, data_root: Path, split: Split) -> Inputs:
     """Letters ``[count, 1, 8, 8]`` in [0, 1] in steps of 1/16."""
     if split.input_shape != (1, 8, 8):
-        raise DataError(
-            f"letters are images of shape (1, 8, 8), but the task's inputs have {split.input_shape}"
-        )
+        raise DataError(f"letters are images of shape (1, 8, 8), but the task's inputs have {split.input_shape}")
     levels = render(options.letters, options.count)
     notes = [STAND_IN.format(letters=options.letters.replace("-", "–"))]
     if options.count == DEFAULT_COUNT and checksum(levels) != CHECKSUMS[options.letters]:

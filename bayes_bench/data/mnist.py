@@ -32,9 +32,7 @@ class MnistOptions(Settings):
         "a fixed class-balanced training subset of so many images per class; not given: all that remain",
         ge=1,
     )
-    validation: int = setting(
-        5000, "validation images, equally many per class, taken from the training file", ge=10
-    )
+    validation: int = setting(5000, "validation images, equally many per class, taken from the training file", ge=10)
 
     @field_validator("validation")
     @classmethod
@@ -112,9 +110,7 @@ def load_files(data_root: Path) -> dict[str, np.ndarray]:
         assert path is not None
         file = idx.read(path)
         if file.sha256 != sha256:
-            raise DataError(
-                f"{path} is not MNIST's file (SHA-256 {file.sha256[:12]}…, expected {sha256[:12]}…)"
-            )
+            raise DataError(f"{path} is not MNIST's file (SHA-256 {file.sha256[:12]}…, expected {sha256[:12]}…)")
         contents[name] = file.values
     return contents
 

@@ -44,11 +44,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         DataError: unreadable, damaged, or holding Python objects.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"x": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
@@ -57,13 +55,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def as_inputs(values: np.ndarray, channels_last: bool, what: str) -> np.ndarray:
     """Inputs float32 ``[N, ...]``: images ``[N, C, H, W]``, features ``[N, F]``; grey bytes become [0, 1]."""
-    if (
-        not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer))
-        or values.ndim == 0
-    ):
-        raise DataError(
-            f"{what}: inputs must be an array of numbers, got {values.dtype} of shape {values.shape}"
-        )
+    if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)) or values.ndim == 0:
+        raise DataError(f"{what}: inputs must be an array of numbers, got {values.dtype} of shape {values.shape}")
     if values.ndim in (1, 3):  # one feature, or one channel
         values = values[:, None]
     elif values.ndim == 4 and channels_last:
@@ -79,9 +72,7 @@ def split(options: NpzOptions, data_root: Path, kind: Kind) -> Split:
     separate = "x_train" in arrays
     parts = {"train": ("x_train", "y_train") if separate else ("x", "y")}
     parts |= {
-        part: (f"x_{part}", f"y_{part}")
-        for part in ("validation", "test")
-        if {f"x_{part}", f"y_{part}"} & set(arrays)
+        part: (f"x_{part}", f"y_{part}") for part in ("validation", "test") if {f"x_{part}", f"y_{part}"} & set(arrays)
     }
     for names in parts.values():
         for name in names:
@@ -127,15 +118,12 @@ def _targets(
     whole = np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "Ub"
     if values.ndim != 1 or not whole:
         raise DataError(
-            f"{what}: class labels must be whole numbers or text [N], "
-            f"got {values.dtype} of shape {values.shape}"
+            f"{what}: class labels must be whole numbers or text [N], got {values.dtype} of shape {values.shape}"
         )
     y, classes = encode_labels(values.tolist(), known)
     if (y < 0).any():
         row = int(np.argmin(y))
-        raise DataError(
-            f"{what}: class {values[row].item()!r} (example {row}) does not occur in the training examples"
-        )
+        raise DataError(f"{what}: class {values[row].item()!r} (example {row}) does not occur in the training examples")
     return y, classes
 
 

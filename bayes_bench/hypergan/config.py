@@ -29,7 +29,9 @@ class HyperGANConfig(MethodConfig):
     mixer: bool = setting(True, "off: independent Gaussian codes, the paper's ablation; leaves the discriminator idle")
     mixer_hidden: tuple[Width, ...] = setting((256, 256), "hidden widths of the mixer", source="paper: 512, 512")
     generator_hidden: tuple[Width, ...] = setting(
-        (64, 64), "hidden widths of each layer's generator", source="paper: 512, 512; narrow ones lose nothing here"
+        (64, 64),
+        "hidden widths of each layer's generator",
+        source="paper: 512, 512; narrow ones lose nothing here",
     )
     discriminator: Literal["joint", "per_layer", "none"] = setting(
         "joint",
@@ -41,7 +43,10 @@ class HyperGANConfig(MethodConfig):
     )
     discriminator_batch: int = setting(64, "codes and prior samples per discriminator step", gt=1)
     adversarial_weight: float = setting(
-        1.0, "λ, weight of −log D(code) against the mean negative log likelihood", source="paper, equation 4", ge=0
+        1.0,
+        "λ, weight of −log D(code) against the mean negative log likelihood",
+        source="paper, equation 4",
+        ge=0,
     )
     fixed_generator_scale: float = setting(
         0.0,
@@ -50,12 +55,15 @@ class HyperGANConfig(MethodConfig):
         source="additive priors of hypermodels, arXiv:2006.07464",
         ge=0,
     )
-    weight_gain: float = setting(
-        1.0, "generated weights start with standard deviation gain/√fan-in", gt=0
+    weight_gain: float = setting(1.0, "generated weights start with standard deviation gain/√fan-in", gt=0)
+    prior_weight: float = setting(
+        0.0, "weight of −log prior of the generated weights, divided by N; the paper has none; above 0 the prior is used", ge=0
     )
     learning_rate: float = setting(2e-3, "Adam, mixer and generators", gt=0)
     discriminator_learning_rate: float = setting(1e-3, "Adam, discriminator", gt=0)
-    final_learning_rate: float = setting(0.05, "share of the learning rate left when the budget is spent (cosine)", ge=0, le=1)
+    final_learning_rate: float = setting(
+        0.05, "share of the learning rate left when the budget is spent (cosine)", ge=0, le=1
+    )
     pretrain_tolerance: float = setting(
         0.25,
         "the mixer's pre-training ends when mean and covariance of its codes differ from the prior's by at most "
@@ -65,4 +73,6 @@ class HyperGANConfig(MethodConfig):
     pretrain_steps: int = setting(2000, "at most so many pre-training steps of the mixer", ge=0)
     validation_networks: int = setting(10, "networks drawn for each validation", gt=1)
     keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
-    patience: int | None = setting(None, "stop after so many validations (of 20) without a better one; none: never", gt=0)
+    patience: int | None = setting(
+        None, "stop after so many validations (of 20) without a better one; none: never", gt=0
+    )

@@ -36,7 +36,13 @@ class LayerGenerator(nn.Module):
     fixed: Tensor | None
 
     def __init__(
-        self, initial: Mapping[str, Tensor], code_dim: int, hidden: Sequence[int], *, gain: float, fixed_scale: float
+        self,
+        initial: Mapping[str, Tensor],
+        code_dim: int,
+        hidden: Sequence[int],
+        *,
+        gain: float,
+        fixed_scale: float,
     ):
         super().__init__()
         self.shapes = {name: value.shape for name, value in initial.items()}
@@ -61,7 +67,16 @@ class LayerGenerator(nn.Module):
         unit = self.body(code)
         if self.fixed is not None:
             unit = torch.addmm(unit, code, self.fixed)
-        flat = torch.addcmul(self.base, self.scale, unit)
+        return self._split(torch.addcmul(self.base, self.scale, unit))
+
+    def anchors(self, code: Tensor) -> dict[str, Tensor]:
+        """What the frozen part alone gives: the parameters that each code would have started from."""
+        if self.fixed is None:
+            return self._split(self.base.expand(len(code), -1))
+        return self._split(torch.addcmul(self.base, self.scale, code @ self.fixed))
+
+    def _split(self, flat: Tensor) -> dict[str, Tensor]:
+        """``[S, size]`` → name → ``[S, *shape]``."""
         pieces = flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
         return {
             name: piece.unflatten(1, shape) if shape else piece.squeeze(1)
@@ -73,7 +88,13 @@ class Generators(nn.Module):
     """Mixed code ``[S, L·d]`` → whole networks, name → ``[S, *shape]``."""
 
     def __init__(
-        self, initial: Mapping[str, Tensor], code_dim: int, hidden: Sequence[int], *, gain: float, fixed_scale: float
+        self,
+        initial: Mapping[str, Tensor],
+        code_dim: int,
+        hidden: Sequence[int],
+        *,
+        gain: float,
+        fixed_scale: float,
     ):
         super().__init__()
         layers: dict[str, dict[str, Tensor]] = {}
@@ -93,4 +114,12 @@ class Generators(nn.Module):
         weights: dict[str, Tensor] = {}
         for layer, code in zip(self.layers, codes.split(self.code_dim, dim=1), strict=True):
             weights.update(layer(code))
+        return weights
+
+    @torch.no_grad()
+    def anchors(self, codes: Tensor) -> dict[str, Tensor]:
+        """The frozen parts' weights, name → ``[S, *shape]``: what the prior is centred at."""
+        weights: dict[str, Tensor] = {}
+        for layer, code in zip(self.layers, codes.split(self.code_dim, dim=1), strict=True):
+            weights.update(layer.anchors(code))
         return weights

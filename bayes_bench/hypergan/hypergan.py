@@ -25,8 +25,11 @@ class HyperGAN(WeightPosterior):
     """
 
     Config = HyperGANConfig
-    uses_prior = False
     config: HyperGANConfig
+
+    @property
+    def uses_prior(self) -> bool:  # type: ignore[override]
+        return self.config.prior_weight > 0
 
     def _build(self) -> None:
         """The parts, with random weights; the caller seeds."""
@@ -60,7 +63,11 @@ class HyperGAN(WeightPosterior):
         mixer, discriminator = self.mixer, self.discriminator
         if mixer is not None:
             steps, excess = pretrain(
-                mixer, rng, tolerance=config.pretrain_tolerance, max_steps=config.pretrain_steps, device=self.device
+                mixer,
+                rng,
+                tolerance=config.pretrain_tolerance,
+                max_steps=config.pretrain_steps,
+                device=self.device,
             )
             loop.note(f"mixer pre-trained for {steps} steps, to {excess:.2f} times the distance of a prior sample")
         trained = [*self.generators.parameters(), *(mixer.parameters() if mixer else ())]
@@ -70,7 +77,10 @@ class HyperGAN(WeightPosterior):
         train_discriminator: Callable[[], dict[str, Tensor]] = dict
         if discriminator is not None:
             adversary = torch.optim.Adam(
-                discriminator.parameters(), lr=config.discriminator_learning_rate, betas=(0.5, 0.999), fused=True
+                discriminator.parameters(),
+                lr=config.discriminator_learning_rate,
+                betas=(0.5, 0.999),
+                fused=True,
             )
             state["adversary"] = adversary
             decays.append(cosine_decay(adversary, config.final_learning_rate))
@@ -97,8 +107,13 @@ class HyperGAN(WeightPosterior):
             x, y = next(batches)
             nll = self.loss(self.stacked(weights, x, own_inputs=True), y, weights).mean()
             objective = nll
+            if config.prior_weight > 0:
+                anchors = self.generators.anchors(codes)
+                penalty = self.prior.penalty({name: weights[name] - anchor for name, anchor in anchors.items()})
+                penalty = penalty - self.likelihood.log_prior(weights)
+                objective = objective + config.prior_weight * penalty.mean() / len(data.train)
             if discriminator is not None:
-                objective = nll + config.adversarial_weight * generator_loss(discriminator(codes))
+                objective = objective + config.adversarial_weight * generator_loss(discriminator(codes))
             optimizer.zero_grad()
             objective.backward()
             optimizer.step()

@@ -24,7 +24,9 @@ class Mixer(nn.Module):
         return codes
 
 
-def pretrain(mixer: Mixer, rng: torch.Generator, *, tolerance: float, max_steps: int, device: torch.device) -> tuple[int, float]:
+def pretrain(
+    mixer: Mixer, rng: torch.Generator, *, tolerance: float, max_steps: int, device: torch.device
+) -> tuple[int, float]:
     """Match mean and full covariance of the concatenated code to N(0, I).
 
     The loss is the unbiased estimate of ‖mean‖² + ‖covariance − I‖²_F from two half batches (one batch

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from bayes_bench.metrics.base import Floats, Ints, JobPredictions, Metric, NotApplicableError, normalise
 from bayes_bench.metrics.classification import example_log_likelihood, nll
@@ -78,6 +77,7 @@ def fit_temperature(log_probs: Floats, y: Ints) -> float:
         log_probs: ``[N, C]`` of the mean prediction.
         y: ``[N]``.
     """
+    from scipy.optimize import minimize_scalar  # slow to import, and only this needs it
 
     def loss(log_temperature: float) -> float:
         return nll(normalise(log_probs / np.exp(log_temperature)), y)
@@ -155,8 +155,6 @@ CATALOGUE = (
         GROUP,
         _BOTH,
         f"test ECE ({BINS} equal-width bins) after dividing ln p̄ by the temperature fitted on validation",
-        lambda job: ece(
-            np.exp(scale(job.classes_of("test").log_mean, temperature_of(job))), job.labels_of("test")
-        ),
+        lambda job: ece(np.exp(scale(job.classes_of("test").log_mean, temperature_of(job))), job.labels_of("test")),
     ),
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.stats import rankdata
 
 from bayes_bench.metrics.base import Floats, JobPredictions, Metric, NotApplicableError
 
@@ -24,9 +23,9 @@ def auroc(inside: Floats, outside: Floats) -> float:
         outside: scores of out-of-distribution examples ``[M]``, the positive class.
     """
     _check(inside, outside)
-    ranks = rankdata(np.concatenate([inside, outside]))
-    wins = ranks[len(inside) :].sum() - len(outside) * (len(outside) + 1) / 2
-    return float(wins / (len(inside) * len(outside)))
+    ordered = np.sort(inside)
+    wins = np.searchsorted(ordered, outside, "left").sum() + np.searchsorted(ordered, outside, "right").sum()
+    return float(wins / (2 * len(inside) * len(outside)))
 
 
 def average_precision(negative: Floats, positive: Floats) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import logsumexp, ndtr
+from scipy.special import logsumexp, ndtr, ndtri
 
 from bayes_bench.metrics.base import (
     Floats,
@@ -86,8 +86,6 @@ def mixture_quantile(mean: Floats, noise_std: Floats, probability: float) -> Flo
     """
     if not 0 < probability < 1:
         raise ValueError(f"the probability must lie between 0 and 1, got {probability}")
-    from scipy.special import ndtri
-
     components = mean + noise_std * ndtri(probability)
     low, high = components.min(axis=0), components.max(axis=0)
     for _ in range(60):

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from bayes_bench.analysis import CURVE_SIZES, Evidence, metric_value
@@ -157,8 +157,8 @@ class Chart(ABC):
                     axes.set_title(name, fontsize=9, color=INK, loc="left", pad=14)
         return figure
 
-    def svg(self, panel: str) -> str:
-        """One panel as an SVG element for an HTML page: no ids, scripts, metadata, addresses or fixed size."""
+    def svg(self, panel: str, prefix: str = "") -> str:
+        """One panel as an SVG element for an HTML page; ``prefix`` keeps its ids apart from other drawings'."""
         figure = self.plot(panel)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr, call-arg]
         buffer = io.StringIO()
@@ -166,11 +166,14 @@ class Chart(ABC):
         with mpl.rc_context(STYLE | salt):
             empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
-        return inline_svg(buffer.getvalue(), self.describe(panel))
+        return inline_svg(buffer.getvalue(), self.describe(panel), prefix)
 
 
-def inline_svg(document: str, description: str) -> str:
-    """Turn Matplotlib's SVG document into an element: page fonts, page colours, a name for screen readers."""
+def inline_svg(document: str, description: str, prefix: str = "") -> str:
+    """Turn Matplotlib's SVG document into an element: no metadata, addresses, fonts or size of its own.
+
+    Colours become variables of the page, and screen readers get ``description``.
+    """
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]+)"', svg)
@@ -178,9 +181,11 @@ def inline_svg(document: str, description: str) -> str:
     opening = f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(description, quote=True)}">'
     svg = opening + svg[svg.index(">") + 1 :]
     svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("xlink:href=", "href=")
+    svg = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{prefix}", svg)
     svg = re.sub(r"font: (?:[a-z]+ )*([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r"#[0-9a-f]{6}\b", lambda match: _variable(match[0]), svg)
-    svg = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", svg)
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), svg)
     return re.sub(r"\n\s*", "\n", svg).strip()
 
 
@@ -199,8 +204,8 @@ class AccuracyCurve(Chart):
         "Mean prediction of k networks, averaged over the disjoint groups of k in the draw; mean over seeds, "
         "bars: standard deviation over seeds. A line ends at the networks that a method has."
     )
-    width = 4.6
-    height = 2.7
+    width = 3.6
+    height = 2.6
 
     def panels(self) -> tuple[str, ...]:
         return ("Test accuracy, %",) if not self.frame().empty else ()
@@ -258,13 +263,9 @@ class Reliability(Chart):
         rows = self._bins(panel)
         colour = self.look.colour(panel)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.vlines(
-            rows["confidence"], rows["confidence"], rows["accuracy"], color=colour, linewidth=1.2, alpha=0.6
-        )
+        axes.vlines(rows["confidence"], rows["confidence"], rows["accuracy"], color=colour, linewidth=1.2, alpha=0.6)
         share = rows["examples"] / rows["examples"].sum()
-        axes.scatter(
-            rows["confidence"], rows["accuracy"], s=6 + 110 * share, color=colour, linewidths=0, zorder=3
-        )
+        axes.scatter(rows["confidence"], rows["accuracy"], s=6 + 110 * share, color=colour, linewidths=0, zorder=3)
         values = [v for job in self.jobs[panel] if (v := metric_value(job.record, "ece")) is not None]
         if values:
             spread = f" ± {_std(values):.3f}" if len(values) > 1 else ""
@@ -311,7 +312,7 @@ class EntropyCDF(Chart):
         "Share of images whose predictive entropy H(p̄) is at most the value on the axis, in nats on [0, ln C]; all "
         "seeds together. Wanted: high on the left for test data, low until far right for data from elsewhere."
     )
-    width = 3.9
+    width = 3.5
     height = 2.6
 
     def panels(self) -> tuple[str, ...]:
@@ -335,9 +336,7 @@ class EntropyCDF(Chart):
             grid, curves = self._curves(panel)
             rows = slice(None, None, 10)
             parts.append(
-                pd.DataFrame(
-                    {"data": panel, "entropy ≤": grid[rows]} | {m: v[rows] for m, v in curves.items()}
-                )
+                pd.DataFrame({"data": panel, "entropy ≤": grid[rows]} | {m: v[rows] for m, v in curves.items()})
             )
         return pd.concat(parts) if parts else pd.DataFrame()
 
@@ -365,8 +364,8 @@ class Diversity(Chart):
         "beside it stand the mean distance between two samples, ‖w_i − w_j‖ / √(‖w_i‖‖w_j‖), their cosine, and the "
         "share of pairs of networks that disagree on an input. None of these is a target. Mean over seeds."
     )
-    width = 3.0
-    height = 2.5
+    width = 2.5
+    height = 2.4
     _prefixes: ClassVar[Mapping[str, str]] = {
         "Norm spread of weights": "weight_diversity/",
         "Distance between weights": "weight_distance/",
@@ -380,9 +379,7 @@ class Diversity(Chart):
 
     def methods(self) -> list[str]:
         """Only methods with several networks have a diversity."""
-        return [
-            m for m in super().methods() if any((job.record.get("networks") or 0) > 1 for job in self.jobs[m])
-        ]
+        return [m for m in super().methods() if any((job.record.get("networks") or 0) > 1 for job in self.jobs[m])]
 
     def draw(self, panel: str, axes: Axes) -> None:
         table = self._table(panel)
@@ -392,13 +389,14 @@ class Diversity(Chart):
             style = self.look.line(method) | {"linestyle": "none", "markersize": 6}
             axes.plot(x, list(values.values()), **style)
         axes.set_xticks(range(len(places)), places)
-        crowded = max(map(len, places)) * len(places) > 26
+        crowded = max(map(len, places)) * len(places) > 30
         axes.tick_params(axis="x", labelrotation=30 if crowded else 0)
         if crowded:
             for label in axes.get_xticklabels():
                 label.set_horizontalalignment("right")
                 label.set_rotation_mode("anchor")
         axes.set_xlim(-0.6, len(places) - 0.4)
+        axes.margins(y=0.12)
         if panel != "Cosine between weights":
             axes.set_ylim(bottom=0)
         axes.grid(visible=False, axis="x")
@@ -447,8 +445,8 @@ class Curves(Chart):
         "noise), for the first seed. Thin lines: means of the other seeds. Dots: training data. Dashed: the function "
         "without noise, where known. Grey: no training data there. All panels have one scale, which may cut bands."
     )
-    width = 3.3
-    height = 2.7
+    width = 2.6
+    height = 2.4
     by_colour = False
 
     def panels(self) -> tuple[str, ...]:
@@ -471,6 +469,7 @@ class Curves(Chart):
         if "train_x" in first:
             axes.scatter(first["train_x"], first["train_y"], s=9, color=INK, linewidths=0, zorder=4)
         axes.set(xlim=(first["x"].min(), first["x"].max()), ylim=self._limits(), xlabel="x", ylabel="y")
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
     def frame(self) -> pd.DataFrame:
         columns: dict[str, Floats] = {}
@@ -507,8 +506,8 @@ class EpistemicSpread(Chart):
         "Standard deviation between the networks' means f_s(x), mean over seeds. Grey: no training data there, where "
         "it should grow."
     )
-    width = 5.2
-    height = 2.7
+    width = 3.6
+    height = 2.6
 
     def panels(self) -> tuple[str, ...]:
         return ("Epistemic standard deviation",) if self.methods() else ()
@@ -578,11 +577,11 @@ class Training(Chart):
 
     title = "During training"
     caption = (
-        "Logged at the same budget axis for all methods, on validation data; thick: mean over seeds, thin: single "
-        "seeds. Falling disagreement is networks becoming alike."
+        "What training logged against the budget spent; thick: mean over seeds, as far as all of them go, thin: "
+        "single seeds. Falling disagreement is networks becoming alike."
     )
-    width = 3.9
-    height = 2.5
+    width = 3.4
+    height = 2.4
     _names: ClassVar[Mapping[str, str]] = {
         "Validation NLL, nats": "val_nll",
         "Disagreement of networks": "disagreement",
@@ -601,6 +600,7 @@ class Training(Chart):
                 grid, mean = _mean_series(series)
                 axes.plot(grid, mean, markevery=0.2, **style)
         axes.set_xlabel("gradient evaluations")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(_short)
         if panel.startswith("Disagreement"):
             axes.set_ylim(bottom=0)
@@ -612,15 +612,15 @@ class Training(Chart):
                 if series := self._series(panel, method):
                     grid, mean = _mean_series(series, 11)
                     parts.append(
-                        pd.DataFrame(
-                            {"logged": panel, "method": method, "evaluations": grid.round(), "mean": mean}
-                        )
+                        pd.DataFrame({"logged": panel, "method": method, "evaluations": grid.round(), "mean": mean})
                     )
         return pd.concat(parts) if parts else pd.DataFrame()
 
     def _series(self, panel: str, method: str) -> list[tuple[Floats, Floats]]:
         found = []
         for job in self.jobs[method]:
+            if panel.startswith("Disagreement") and (job.record.get("networks") or 0) < 2:
+                continue
             history = (job.record.get("fit") or {}).get("history") or ()
             rows = [
                 (row["evaluations"], row[self._names[panel]])
@@ -648,7 +648,7 @@ class QualityCost(Chart):
         "which also count discriminators, flows and generators. Dots: mean over seeds, bars: standard deviation; "
         "dotted: the methods that no other beats in both."
     )
-    width = 3.9
+    width = 3.4
     height = 2.6
     _costs: ClassVar[Mapping[str, str]] = {
         "NLL against evaluations": "evaluations_spent",
@@ -675,6 +675,8 @@ class QualityCost(Chart):
             axes.set_xscale("log")
         elif points["cost"].min() >= 0:
             axes.set_xlim(0, 1.12 * float((points["cost"] + points["cost_std"]).max()) or 1)
+        if axes.get_xscale() == "linear":
+            axes.xaxis.set_major_locator(MaxNLocator(5))
         if "evaluations" in panel:
             axes.xaxis.set_major_formatter(_short)
         axes.margins(y=0.15)
@@ -720,5 +722,5 @@ def _after(text: str, prefix: str) -> str:
 
 CHARTS: Mapping[str, tuple[type[Chart], ...]] = {
     "classification": (AccuracyCurve, EntropyCDF, Reliability, Diversity, QualityCost, Training),
-    "regression": (Curves, EpistemicSpread, Diversity, QualityCost, Training),
+    "regression": (Curves, EpistemicSpread, QualityCost, Diversity, Training),
 }

@@ -89,9 +89,7 @@ class StackedNetwork:
     def _fall_back(self, reason: str) -> None:
         self.method, self.reason = "vmap", reason
 
-    def _check(
-        self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool
-    ) -> tuple[dict[str, Tensor], int]:
+    def _check(self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool) -> tuple[dict[str, Tensor], int]:
         # functional_call would silently use the module's own tensor for a missing or misspelt name.
         if missing := self._names.keys() - weights.keys():
             raise UsageError(f"weights are missing for {sorted(missing)}; a sample names every parameter")
@@ -127,7 +125,15 @@ class StackedNetwork:
             if size >= networks:
                 return _spread(plan.run(compact, _value(x, own_inputs), {}), networks)
             pieces = [
-                checkpoint(self._piece, compact, x, start, min(start + size, networks), own_inputs, use_reentrant=False)
+                checkpoint(
+                    self._piece,
+                    compact,
+                    x,
+                    start,
+                    min(start + size, networks),
+                    own_inputs,
+                    use_reentrant=False,
+                )
                 for start in range(0, networks, size)
             ]
             return torch.cat(pieces)
@@ -192,9 +198,7 @@ class StackedNetwork:
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
                 self.method = "loop"
                 self.reason += f"; vmap: {str(error).splitlines()[0]}"
-        outputs = [
-            one({name: w[s] for name, w in weights.items()}, x[s] if own_inputs else x) for s in range(networks)
-        ]
+        outputs = [one({name: w[s] for name, w in weights.items()}, x[s] if own_inputs else x) for s in range(networks)]
         return torch.stack(outputs)
 
 

@@ -48,7 +48,9 @@ class Plan:
         for position, step in enumerate(steps):
             for name in step.inputs:
                 readers[name] = position
-        self._last_reader = {position: [n for n, p in readers.items() if p == position] for position in range(len(steps))}
+        self._last_reader = {
+            position: [n for n, p in readers.items() if p == position] for position in range(len(steps))
+        }
 
     def shared_steps(self, shared_parameters: Set[str], own_inputs: bool) -> frozenset[str]:
         """Nodes whose value is the same for all networks, whatever the chunk."""
@@ -59,7 +61,11 @@ class Plan:
         return frozenset(shared)
 
     def run(
-        self, weights: Mapping[str, Tensor], x: Value, memo: dict[str, Any], memoise: frozenset[str] = frozenset()
+        self,
+        weights: Mapping[str, Tensor],
+        x: Value,
+        memo: dict[str, Any],
+        memoise: frozenset[str] = frozenset(),
     ) -> Value:
         """Evaluate. ``memo`` keeps the nodes named in ``memoise`` from one chunk of networks to the next."""
         environment: dict[str, Any] = {self.input_name: x}

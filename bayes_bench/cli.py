@@ -1,0 +1,500 @@
+"""The command ``bayes-bench``: thin, and every import of weight happens inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from bayes_bench.errors import BayesBenchError, DataError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bayes_bench.predictive import ClassPrediction, ValuePrediction
+    from bayes_bench.restore import FittedJob
+
+DEFAULT_SUITES = ("digits", "cubic")
+INTERRUPTED = 130
+SECTIONS = {
+    "Compare methods": ("run", "report"),
+    "Look up": ("list", "show"),
+    "Use and extend": ("predict", "check"),
+}
+
+
+# Help and errors ------------------------------------------------------------------------------------------
+
+
+class SectionedGroup(click.Group):
+    """Lists commands under the headings of ``SECTIONS`` and suggests near names."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, names in SECTIONS.items():
+            rows = [(name, self.commands[name].get_short_help_str(80)) for name in names]
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise UsageError(unknown_name("command", args[0], self.commands))
+        return super().resolve_command(ctx, args)
+
+
+class GroupedOption(click.Option):
+    """An option with a heading in the help."""
+
+    def __init__(self, *args: Any, heading: str = "Options", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.heading = heading
+
+
+class GroupedCommand(click.Command):
+    """Lists options under their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        headings: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None and isinstance(parameter, click.Option):
+                headings.setdefault(getattr(parameter, "heading", "Options"), []).append(row)
+        for heading, rows in headings.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: expected errors are one sentence on stderr and an exit code, never a traceback."""
+    try:
+        code = cli.main(args=None if args is None else list(args), prog_name="bayes-bench", standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted; the same command continues", INTERRUPTED)
+    except click.ClickException as error:
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            click.echo(error.format_message())
+            sys.exit(error.exit_code)
+        _fail(error.format_message(), error.exit_code)
+    except BayesBenchError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader (``| head``) has gone; closing stderr keeps Python from complaining at exit.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    click.echo(f"Error: {' '.join(sentence.split())}", err=True)
+    sys.exit(code)
+
+
+@click.group(
+    cls=SectionedGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  bayes-bench run                                         every method on digits and a 1-D regression
+  bayes-bench run digits --methods hypergan,mcdropout     two methods, 3 seeds
+  bayes-bench run digits --set hypergan.adversarial_weight=0 --out reports/runs/no-discriminator
+  bayes-bench show hypergan                               its settings and where they come from
+  bayes-bench predict reports/runs/digits hypergan new.csv --out answers.csv
+""",
+)
+@click.version_option(package_name="bayes-bench", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Compare Bayesian neural networks: which posterior over weights should I use, and what does it cost?
+
+    Every method gets the same network, data, likelihood, prior and budget, and the result is one page.
+    """
+
+
+# run, report ----------------------------------------------------------------------------------------------
+
+
+WHAT, HOW, WHERE = "What to run", "How", "Input and output"
+
+
+@cli.command(
+    cls=GroupedCommand,
+    epilog="""\b
+Examples:
+  bayes-bench run --dry-run                      what the default would do, and how long it would take
+  bayes-bench run digits --seeds 0-4             five seeds; those already finished are not run again
+  bayes-bench run my-task.toml --methods hypergan,ensemble
+""",
+)
+@click.argument("suites", nargs=-1, metavar="[SUITE]...")
+@click.option("--methods", cls=GroupedOption, heading=WHAT, metavar="A,B", help="Methods; default: those of the suite.")
+@click.option("--seeds", cls=GroupedOption, heading=WHAT, metavar="LIST", help="0,1,2 or 0-4; default: the suite's.")
+@click.option(
+    "--set",
+    "settings",
+    cls=GroupedOption,
+    heading=WHAT,
+    multiple=True,
+    metavar="METHOD.KEY=VALUE",
+    help="Change one setting of a method; may be repeated.",
+)
+@click.option(
+    "--budget-scale",
+    cls=GroupedOption,
+    heading=WHAT,
+    type=float,
+    default=1.0,
+    metavar="FACTOR",
+    help="Multiply every budget, e.g. 0.1 for a quick look.",
+)
+@click.option(
+    "--device",
+    cls=GroupedOption,
+    heading=HOW,
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where networks are trained.",
+)
+@click.option(
+    "--threads",
+    cls=GroupedOption,
+    heading=HOW,
+    type=click.IntRange(min=1),
+    help="CPU threads; default: the physical cores.",
+)
+@click.option("--fresh", cls=GroupedOption, heading=HOW, is_flag=True, help="Run finished jobs again.")
+@click.option("--dry-run", cls=GroupedOption, heading=HOW, is_flag=True, help="Only show jobs, expected time and disk.")
+@click.option("--quiet", cls=GroupedOption, heading=HOW, is_flag=True, help="Only errors and the path of the report.")
+@click.option(
+    "--out",
+    cls=GroupedOption,
+    heading=WHERE,
+    type=click.Path(path_type=Path),
+    help="Run folder; default: reports/runs/SUITES. A second run into it continues.",
+)
+@click.option(
+    "--data-root",
+    cls=GroupedOption,
+    heading=WHERE,
+    type=click.Path(path_type=Path),
+    help="Folder of data sets; default: $BAYES_BENCH_DATA, else the user's cache folder.",
+)
+@click.option(
+    "--allow-code",
+    cls=GroupedOption,
+    heading=WHERE,
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="FILE",
+    help="A Python file that a suite may take its network from; it is executed.",
+)
+def run(
+    suites: tuple[str, ...],
+    methods: str | None,
+    seeds: str | None,
+    settings: tuple[str, ...],
+    budget_scale: float,
+    device: str,
+    threads: int | None,
+    fresh: bool,
+    dry_run: bool,
+    quiet: bool,
+    out: Path | None,
+    data_root: Path | None,
+    allow_code: tuple[Path, ...],
+) -> int:
+    """Train methods on suites and write one comparison page.
+
+    SUITE is a name from `bayes-bench list suites` or the path of a TOML file; default: digits and cubic, which
+    need no download. Each task, method and seed is a job with a folder of its own. A job that is finished with
+    the same settings, data and budget is not run again, so an interrupted run continues with the same command.
+
+    Exit code: 0, or 1 when a job failed, 2 for a mistake in the input, 130 after Ctrl-C.
+    """
+    from bayes_bench import jobs, store
+    from bayes_bench.suite import load_suite
+
+    specs = [load_suite(name) for name in suites or DEFAULT_SUITES]
+    planned = jobs.plan(
+        specs,
+        methods=_names("--methods", methods),
+        seeds=jobs.parse_seeds(seeds) if seeds is not None else (),
+        overrides=[jobs.parse_override(text) for text in settings],
+        budget_scale=budget_scale,
+    )
+    run_dir = out or Path("reports/runs") / "+".join(spec.name for spec in specs)
+    store.check_run_dir(run_dir)
+    from bayes_bench import terminal
+
+    if dry_run:
+        table, sentence = terminal.plan_table(planned, run_dir, device, fresh)
+        terminal.stdout().print(table)
+        click.echo(sentence)
+        return 0
+    with terminal.progress(quiet) as observer:
+        from bayes_bench import runner
+
+        result = runner.run(
+            planned,
+            run_dir,
+            suites=specs,
+            device=device,
+            threads=threads,
+            fresh=fresh,
+            data_root=data_root,
+            allow_code=allow_code,
+            command=["bayes-bench", *sys.argv[1:]],
+            observer=observer,
+        )
+    if not quiet:
+        _print_results(run_dir)
+    click.echo(f"Report: {result.report}")
+    if result.interrupted:
+        done = result.finished + result.failed + result.skipped
+        click.echo(f"Interrupted after {done} of {result.total} jobs; the same command continues.", err=True)
+    elif result.failed:
+        click.echo(f"{result.failed} of {result.total} jobs failed; their log.txt says why.", err=True)
+    return result.exit_code
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--recompute", is_flag=True, help="Measure stored predictions anew, e.g. after a new metric.")
+def report(run_dir: Path, recompute: bool) -> None:
+    """Render a run folder anew.
+
+    Writes results.csv, summary.csv and report.html from what is stored, also of an unfinished run.
+    """
+    from bayes_bench import store
+
+    store.read_run(run_dir)
+    from bayes_bench import report as rendering
+
+    if recompute:
+        from bayes_bench.measure import recompute_metrics
+
+        click.echo(f"measured {recompute_metrics(run_dir)} jobs anew", err=True)
+    path = rendering.write(run_dir)
+    _print_results(run_dir)
+    click.echo(f"Report: {path}")
+
+
+def _print_results(run_dir: Path) -> None:
+    from bayes_bench import terminal
+
+    console = terminal.stdout()
+    tables = terminal.result_tables(run_dir)
+    for table in tables:
+        console.print(table)
+    if tables:
+        console.print("mean ± standard deviation over seeds; n/a: the page says why", style="dim")
+
+
+def _names(option: str, text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise UsageError(f"{option} {text!r}: write names separated by commas, e.g. hypergan,mcdropout")
+    return names
+
+
+# list, show -----------------------------------------------------------------------------------------------
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["methods", "suites", "metrics"]))
+def list_(what: str) -> None:
+    """List methods, suites or metrics."""
+    from bayes_bench import terminal
+
+    headers, rows = {"methods": _method_rows, "suites": _suite_rows, "metrics": _metric_rows}[what]()
+    terminal.stdout().print(terminal.table(headers, rows))
+
+
+def _method_rows() -> tuple[list[str], list[list[str]]]:
+    from bayes_bench import registry
+
+    rows = []
+    for name, method in registry.inspect_methods().items():
+        summary = f"BROKEN: {method.error}" if method.error else _first_line(registry.config_class(name).__doc__)
+        rows.append([name, summary, method.owner])
+    return ["method", "what it is", "from"], rows
+
+
+def _suite_rows() -> tuple[list[str], list[list[str]]]:
+    from bayes_bench.suite import load_suite, shipped_suites
+
+    rows = []
+    for name in shipped_suites():
+        suite = load_suite(name)
+        tasks = ", ".join(task.name for task in suite.tasks)
+        rows.append([name, suite.description, tasks, ", ".join(entry.label for entry in suite.methods)])
+    return ["suite", "what it measures", "tasks", "methods"], rows
+
+
+def _metric_rows() -> tuple[list[str], list[list[str]]]:
+    from bayes_bench.metrics import CATALOGUE
+
+    better = {True: "higher", False: "lower", None: ""}
+    rows = [
+        [metric.name, metric.group, metric.unit, better[metric.higher_is_better], metric.description]
+        for metric in CATALOGUE
+    ]
+    return ["metric", "group", "unit", "better", "definition"], rows
+
+
+@cli.command()
+@click.argument("method")
+def show(method: str) -> None:
+    """Show what METHOD is, and its settings.
+
+    Every setting with its default, range, meaning and where the value comes from.
+    """
+    from inspect import getdoc
+
+    from bayes_bench import registry, terminal
+
+    cls = registry.config_class(method)
+    console = terminal.stdout()
+    console.print(f"{method}  (from {registry.methods()[method].owner})\n", style="bold", markup=False)
+    console.print(getdoc(cls) or "", markup=False)
+    if cls.reference:
+        console.print(f"\nReference: {cls.reference}", markup=False)
+    rows = [[doc.name, doc.default, doc.allowed, doc.meaning, doc.source] for doc in registry.describe_settings(cls)]
+    if rows:
+        console.print()
+        console.print(terminal.table(["setting", "default", "allowed", "meaning", "source"], rows))
+        console.print(f"Change one with: bayes-bench run --set {method}.{rows[0][0]}=VALUE", markup=False)
+
+
+def _first_line(doc: str | None) -> str:
+    return (doc or "").strip().partition("\n")[0]
+
+
+# predict, check -------------------------------------------------------------------------------------------
+
+
+@cli.command(
+    cls=GroupedCommand,
+    epilog="""\b
+Examples:
+  bayes-bench predict reports/runs/digits hypergan new.npz
+  bayes-bench predict reports/runs/my-task ensemble new.csv --seed 1 --out answers.csv
+""",
+)
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("method")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--task", help="Which task's posterior; needed where the run has several for the method.")
+@click.option("--seed", type=int, help="Which seed's posterior; default: the lowest.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV file; default: standard output.")
+@click.option(
+    "--allow-code",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="FILE",
+    help="A Python file that the network may come from; it is executed.",
+)
+def predict(
+    run_dir: Path,
+    method: str,
+    file: Path,
+    task: str | None,
+    seed: int | None,
+    out: Path | None,
+    allow_code: tuple[Path, ...],
+) -> None:
+    """Predict new inputs, with uncertainty.
+
+    Uses the very networks that the metrics of the finished job (RUN, METHOD) speak of. FILE holds raw inputs as
+    the task's own: a CSV table with its columns, an NPZ file with an array `x`, an NPY file, an image or a folder
+    of images. The answer is CSV, a line per input: the probability of every class, predictive entropy and mutual
+    information (nats); or for a regression, in the units of the targets, the mean, the epistemic standard
+    deviation (between networks) and the total one (with the noise).
+    """
+    from bayes_bench import store
+
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"cannot write {out}: no folder {out.parent}")
+    store.read_run(run_dir)
+    if not file.exists():
+        raise DataError(f"cannot read {file}: no such file or folder")
+    from bayes_bench import data, restore
+
+    fitted = restore.load(run_dir, method, task=task, seed=seed, allow_code=allow_code)
+    x = data.read_inputs(file, fitted.input_shape, fitted.features, **_reading(fitted))
+    text = _prediction_csv(fitted, fitted.predict(x))
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        store.write_text(out, text)
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
+    record = fitted.record
+    click.echo(
+        f"{len(x)} predictions of {record['networks']} networks ({record['task']}/{record['label']}, "
+        f"seed {record['seed']}) written to {out}",
+        err=True,
+    )
+
+
+def _reading(fitted: FittedJob) -> dict[str, bool]:
+    """What the task's own data source was told about the order of an image's axes holds for new files too."""
+    return {"channels_last": bool(fitted.record["task_spec"]["data"].get("channels_last", False))}
+
+
+def _prediction_csv(fitted: FittedJob, prediction: ClassPrediction | ValuePrediction) -> str:
+    import csv
+    import io
+
+    import numpy as np
+
+    from bayes_bench.predictive import ClassPrediction
+
+    columns: dict[str, np.ndarray] = {}
+    if isinstance(prediction, ClassPrediction):
+        columns["label"] = np.array(fitted.classes)[prediction.label.numpy()]
+        for index, name in enumerate(fitted.classes):
+            columns[f"p({name})"] = prediction.mean[:, index].numpy()
+        columns["entropy"] = prediction.entropy.numpy()
+        columns["mutual_information"] = prediction.mutual_information.numpy()
+    else:
+        dimensions = prediction.mean.shape[1]
+        for index in range(dimensions):
+            suffix = f"_{index}" if dimensions > 1 else ""
+            columns[f"mean{suffix}"] = prediction.mean[:, index].numpy()
+            columns[f"epistemic_std{suffix}"] = prediction.epistemic_variance[:, index].sqrt().numpy()
+            columns[f"total_std{suffix}"] = prediction.variance[:, index].sqrt().numpy()
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([cell if isinstance(cell, str) else f"{cell:.6g}" for cell in row])
+    return buffer.getvalue()
+
+
+@cli.command()
+@click.argument("method")
+def check(method: str) -> int:
+    """Run the conformance kit on METHOD.
+
+    For authors of plug-ins: trains the method on tiny tasks, looks whether it keeps what every posterior
+    promises, and says what to mend. Exit code 1 when a check fails.
+    """
+    from bayes_bench import registry
+
+    registry.config_class(method)
+    cls = registry.method_class(method)
+    from bayes_bench import terminal, testing
+
+    results = testing.check(cls)
+    rows = [["passed" if result.passed else "FAILED", result.name, result.message] for result in results]
+    terminal.stdout().print(terminal.table(["", "check", "what to do"], rows))
+    failed = sum(not result.passed for result in results)
+    click.echo(f"{method}: {len(results) - failed} of {len(results)} checks passed")
+    return int(failed > 0)

@@ -1,0 +1,153 @@
+"""A finished job back to life: the posterior of a run folder, its networks, and predictions in raw units.
+
+Example::
+
+    fitted = restore.load("reports/runs/digits", "hypergan")
+    fitted.predict(images).entropy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from bayes_bench import registry, store
+from bayes_bench.errors import DataError, UsageError, unknown_name
+from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
+from bayes_bench.networks import build_network
+from bayes_bench.posterior import WeightPosterior, WeightSamples
+from bayes_bench.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
+from bayes_bench.prior import GaussianPrior
+from bayes_bench.suite import GaussianSpec, HeteroscedasticSpec, LikelihoodSpec, NetworkSpec
+from bayes_bench.tasks import Standardiser
+
+OUTPUT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class FittedJob:
+    """One job of a run folder, ready to predict with the very networks that its metrics speak of.
+
+    Attributes:
+        weights: the draw, name → ``[S, *shape]``.
+        input_shape: of one input.
+        classes: names of the classes, empty for regression.
+        features: names of the columns of a table, else empty.
+    """
+
+    record: Mapping[str, Any]
+    posterior: WeightPosterior
+    weights: WeightSamples
+    standardiser: Standardiser
+    input_shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    features: tuple[str, ...]
+
+    def predict(self, x: np.ndarray) -> ClassPrediction | ValuePrediction:
+        """The predictive distribution for raw inputs x ``[N, *input_shape]``; values are in raw units.
+
+        Raises:
+            DataError: another shape.
+        """
+        if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
+            raise DataError(f"inputs have shape {list(x.shape)}, the task's are [N, {str(list(self.input_shape))[1:]}")
+        networks = len(next(iter(self.weights.values())))
+        rows = max(1, OUTPUT_BYTES // (8 * networks * self.posterior.likelihood.output_width))
+        pieces = [self._predict(x[start : start + rows]) for start in range(0, len(x), rows)]
+        parts = {
+            name: torch.cat([getattr(piece, name) for piece in pieces])
+            for name in vars(pieces[0])
+            if name != "networks"
+        }
+        return type(pieces[0])(**parts, networks=networks)
+
+    def _predict(self, x: np.ndarray) -> ClassPrediction | ValuePrediction:
+        outputs = self.posterior.outputs(self.standardiser.inputs(x), self.weights)
+        predicted = {
+            name: value.cpu() for name, value in self.posterior.likelihood.predict(outputs, self.weights).items()
+        }
+        if "log_probs" in predicted:
+            return summarise_classes(predicted["log_probs"])
+        scale, shift = torch.from_numpy(self.standardiser.y_std), torch.from_numpy(self.standardiser.y_mean)
+        return summarise_values(predicted["mean"].double() * scale + shift, predicted["noise_std"].double() * scale)
+
+
+def load(
+    run_dir: Path | str,
+    label: str,
+    *,
+    task: str | None = None,
+    seed: int | None = None,
+    allow_code: Sequence[Path] = (),
+) -> FittedJob:
+    """Load the posterior of one finished job and draw its networks.
+
+    Args:
+        run_dir: the run folder.
+        label: the method's row in the tables.
+        task: may be left out where the run has the method for one task only.
+        seed: default: the lowest there is. Of several variants of a job the latest invocation's counts.
+        allow_code: Python files that the network may come from.
+
+    Raises:
+        UsageError: no such job, or several tasks to choose from.
+        DataError: its files are damaged or missing.
+    """
+    run_dir = Path(run_dir)
+    folder, record = _find(run_dir, label, task, seed)
+    path = folder / store.POSTERIOR
+    facts = record["files"].get(store.POSTERIOR)
+    if facts is None or not path.is_file():
+        raise DataError(f"{path} is missing; run the job again to make it anew")
+    if store.file_facts(path)["sha256"] != facts["sha256"]:
+        raise DataError(f"{path} is damaged (its checksum differs); run the job again with --fresh")
+    units = Standardiser(
+        **{name: np.asarray(v, dtype=np.float64) for name, v in record["data"]["standardiser"].items()}
+    )
+    shape = tuple(record["network"]["input_shape"])
+    spec: NetworkSpec = TypeAdapter(NetworkSpec).validate_python(record["network"]["spec"])
+    network = build_network(spec, shape, record["network"]["outputs"], record["seeds"]["network"], tuple(allow_code))
+    posterior = registry.method_class(record["method"]).load(
+        path, network, _likelihood(record, units), GaussianPrior(**record["prior"])
+    )
+    weights = posterior.sample(record["networks"], seed=record["seeds"]["sample"])
+    data = record["data"]
+    return FittedJob(record, posterior, weights, units, shape, tuple(data["classes"]), tuple(data["features"]))
+
+
+def _find(run_dir: Path, label: str, task: str | None, seed: int | None) -> tuple[Path, dict[str, Any]]:
+    planned = {job["key"] for job in store.read_run(run_dir)["jobs"]}
+    found = [(folder, record) for folder, record in store.read_records(run_dir)[0] if record["status"] == "ok"]
+    if not found:
+        raise UsageError(f"{run_dir} has no finished job")
+    for kind, key, wanted in (("method", "label", label), ("task", "task", task), ("seed", "seed", seed)):
+        known = {str(record[key]) for _, record in found}
+        if wanted is not None and str(wanted) not in known:
+            raise UsageError(f"{run_dir}: {unknown_name(f'finished {kind}', str(wanted), known)}")
+        found = [item for item in found if wanted is None or item[1][key] == wanted]
+        if kind == "task" and len({record["task"] for _, record in found}) > 1:
+            raise UsageError(
+                f"{run_dir} has {label!r} for several tasks; choose one with --task: {', '.join(sorted(known))}"
+            )
+    lowest = min(record["seed"] for _, record in found)
+    same_seed = [item for item in found if item[1]["seed"] == lowest]
+    return max(same_seed, key=lambda item: (item[1]["key"] in planned, item[1]["finished"]))
+
+
+def _likelihood(record: Mapping[str, Any], units: Standardiser) -> Likelihood:
+    """As the task made it, from what the record says."""
+    if record["kind"] == "classification":
+        return Categorical(len(record["data"]["classes"]))
+    spec: LikelihoodSpec = TypeAdapter(LikelihoodSpec).validate_python(record["task_spec"]["likelihood"])
+    dimensions = len(units.y_mean)
+    if isinstance(spec, HeteroscedasticSpec):
+        return HeteroscedasticGaussian(dimensions)
+    assert isinstance(spec, GaussianSpec)
+    noise = spec.noise_std
+    return Gaussian(noise if isinstance(noise, str) else noise / float(units.y_std[0]), dimensions)

@@ -1,0 +1,278 @@
+"""What the command line shows: live progress, tables. Uses rich; imports no torch."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from bayes_bench.jobs import Job, Observer, expected_seconds, find_finished
+
+PIPE_WIDTH = 160
+"""Columns of tables that do not go to a terminal, where nothing is gained by folding them."""
+# Metric, header, factor, decimals (None: three significant digits). ``<set>`` stands for every reported OOD set.
+HEADLINES: dict[str, tuple[tuple[str, str, float, int | None], ...]] = {
+    "classification": (
+        ("accuracy", "accuracy %", 100, 2),
+        ("nll", "NLL", 1, 4),
+        ("ece", "ECE %", 100, 2),
+        ("disagreement", "disagreement %", 100, 2),
+        ("ood_auroc/<set>", "AUROC <set>", 1, 4),
+        ("fit_seconds", "fit s", 1, None),
+    ),
+    "regression": (
+        ("rmse", "RMSE", 1, None),
+        ("nll", "NLL", 1, 4),
+        ("coverage95", "in 95 % band, %", 100, 1),
+        ("epistemic_std_ratio/outside_inside", "epistemic std outside/inside", 1, None),
+        ("fit_seconds", "fit s", 1, None),
+    ),
+}
+
+
+def stdout() -> Console:
+    """Tables and results."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def duration(seconds: float | None) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``, or ``unknown``."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def outcome(record: Mapping[str, Any]) -> str:
+    """One job's result in a few words."""
+    if record["status"] != "ok":
+        return f"failed: {record['error']}"
+    values = {row["name"]: row["value"] for row in record["metrics"]}
+    wanted = HEADLINES[record["kind"]][:2]
+    shown = [
+        f"{header} {number(values[name], factor, decimals)}"
+        for name, header, factor, decimals in wanted
+        if values.get(name) is not None
+    ]
+    return ", ".join([*shown, *(f"alarm: {alarm}" for alarm in record["alarms"])])
+
+
+def number(value: float, factor: float, decimals: int | None) -> str:
+    """A value of a table."""
+    scaled = value * factor
+    return f"{scaled:.3g}" if decimals is None else f"{scaled:.{decimals}f}"
+
+
+# Progress -------------------------------------------------------------------------------------------------
+
+
+class PlainProgress(Observer):
+    """A line per job on stderr: for logs, pipes and CI."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def message(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
+
+    def finished(
+        self,
+        job: Job,
+        number: int,
+        total: int,
+        record: Mapping[str, Any],
+        seconds: float | None,
+        seconds_left: float | None,
+    ) -> None:
+        took = "already finished" if seconds is None else duration(seconds)
+        left = f" ({duration(seconds_left)} left)" if seconds is not None and seconds_left else ""
+        print(f"[{number}/{total}] {job.name}: {took}; {outcome(record)}{left}", file=sys.stderr, flush=True)
+
+
+class FailuresOnly(PlainProgress):
+    """``--quiet``: only what went wrong."""
+
+    def finished(
+        self,
+        job: Job,
+        number: int,
+        total: int,
+        record: Mapping[str, Any],
+        seconds: float | None,
+        seconds_left: float | None,
+    ) -> None:
+        if record["status"] != "ok":
+            super().finished(job, number, total, record, seconds, None)
+
+
+class LiveProgress(PlainProgress):
+    """Two bars on stderr, of the run and of the job, under the lines of the finished jobs."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[left]}"),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._all: TaskID = self._progress.add_task("preparing", total=1.0, left="")
+        self._job: TaskID = self._progress.add_task("", total=1.0, left="", visible=False)
+        self._total, self._done = 1, 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def message(self, sentence: str) -> None:
+        self._progress.console.print(f"[yellow]{escape(sentence)}[/]")
+
+    def started(self, job: Job, number: int, total: int, seconds_left: float | None) -> None:
+        self._total, self._done = total, number - 1
+        self._progress.update(self._job, description=escape(job.name), completed=0.0, left="", visible=True)
+        self._advance(0.0, seconds_left)
+
+    def progress(self, job: Job, fraction: float, values: Mapping[str, float], seconds_left: float | None) -> None:
+        shown = "  ".join(f"{name} {value:.3g}" for name, value in list(values.items())[:3])
+        self._progress.update(self._job, completed=fraction, left=escape(shown))
+        self._advance(fraction, seconds_left)
+
+    def finished(
+        self,
+        job: Job,
+        number: int,
+        total: int,
+        record: Mapping[str, Any],
+        seconds: float | None,
+        seconds_left: float | None,
+    ) -> None:
+        self._total, self._done = total, number
+        mark = "[green]✓[/]" if record["status"] == "ok" else "[red]✗[/]"
+        took = "already finished" if seconds is None else duration(seconds)
+        self._progress.console.print(f"{mark} {escape(f'{job.name}: {took}; {outcome(record)}')}")
+        self._progress.update(self._job, visible=False)
+        if number == total:
+            self._progress.update(self._all, description="writing the report", completed=1.0, left="")
+        else:
+            self._advance(0.0, seconds_left)
+
+    def _advance(self, fraction: float, seconds_left: float | None) -> None:
+        left = "" if seconds_left is None else f"about {duration(seconds_left)} left"
+        self._progress.update(
+            self._all,
+            description=f"{self._done} of {self._total} jobs",
+            completed=(self._done + fraction) / self._total,
+            left=left,
+        )
+
+
+def progress(quiet: bool) -> PlainProgress:
+    """The kind of progress that suits where stderr goes."""
+    if quiet:
+        return FailuresOnly()
+    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+# Tables ---------------------------------------------------------------------------------------------------
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers_from: int = 99) -> Table:
+    """A table of plain texts; columns from ``numbers_from`` on are aligned to the right."""
+    made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for index, header in enumerate(headers):
+        made.add_column(escape(header), justify="right" if index >= numbers_from else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(cell) for cell in row))
+    return made
+
+
+def result_tables(run_dir: Path) -> list[Table]:
+    """A table per task of the run folder: headline metrics, mean ± standard deviation over seeds."""
+    from bayes_bench.analysis import load_records, results_frame, summary_frame
+
+    records = load_records(run_dir)
+    if not records:
+        return []
+    results = results_frame(records)
+    kinds = {(record["suite"], record["task"]): record["kind"] for record in records}
+    summary = summary_frame(results)
+    tables = []
+    for names, group in summary.groupby(["suite", "task"], sort=False):
+        suite, task = (str(name) for name in names)
+        # A task that was run with several budgets has a suffix in its displayed name.
+        kind = kinds.get((suite, task)) or next(k for (s, t), k in kinds.items() if s == suite and task.startswith(t))
+        known = [str(name) for name in group["metric"].dropna().unique()]
+        columns = [
+            (name, header.replace("<set>", name.partition("/")[2]), factor, decimals)
+            for pattern, header, factor, decimals in HEADLINES[kind]
+            for name in known
+            if name == pattern or (pattern.endswith("<set>") and name.startswith(pattern.removesuffix("<set>")))
+        ]
+        rows = []
+        for _, entries in group.groupby(["method", "variant"], sort=False):
+            cells = {str(entry["metric"]): entry for entry in entries.to_dict("records")}
+            seeds = int(entries["seeds"].max())
+            values = [_mean_and_std(cells.get(name), factor, decimals) for name, _, factor, decimals in columns]
+            rows.append([str(entries["method"].iloc[0]), str(seeds) if seeds else "failed", *values])
+        headers = ["method", "seeds", *(header for _, header, _, _ in columns)]
+        title = task if task.startswith(suite) else f"{suite}: {task}"
+        tables.append(table(headers, rows, title=title, numbers_from=1))
+    return tables
+
+
+def _mean_and_std(entry: Mapping[Any, Any] | None, factor: float, decimals: int | None) -> str:
+    if entry is None or math.isnan(entry["mean"]):
+        return "n/a"
+    mean = number(entry["mean"], factor, decimals)
+    return mean if math.isnan(entry["std"]) else f"{mean} ± {number(entry['std'], factor, decimals)}"
+
+
+def plan_table(jobs: Sequence[Job], run_dir: Path, device: str, fresh: bool) -> tuple[Table, str]:
+    """What a run would do, and a sentence with the expected time and disk space. Trains and writes nothing."""
+    groups: dict[tuple[str, str, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.suite, job.task.name, job.label), []).append(job)
+    rows, waiting = [], []
+    for (suite, task, label), members in groups.items():
+        ahead = [job for job in members if fresh or not find_finished(job, run_dir, device)]
+        waiting += ahead
+        first = members[0]
+        rows.append(
+            [
+                suite,
+                task,
+                label,
+                ",".join(str(job.seed) for job in members),
+                f"{first.budget:,}",
+                duration(expected_seconds(first)),
+                "unknown" if first.task.megabytes_per_job is None else f"{first.task.megabytes_per_job:g} MB",
+                f"{len(members) - len(ahead)} of {len(members)}",
+            ]
+        )
+    seconds = [expected_seconds(job) for job in waiting]
+    sizes = [job.task.megabytes_per_job for job in waiting]
+    time_ = None if None in seconds else sum(s for s in seconds if s is not None)
+    disk = "unknown" if None in sizes else f"{sum(s for s in sizes if s is not None):,.0f} MB"
+    headers = ["suite", "task", "method", "seeds", "budget", "time per job", "disk per job", "finished"]
+    sentence = (
+        f"{len(waiting)} of {len(jobs)} jobs to run into {run_dir}; expected time on 2 CPU cores: {duration(time_)}; "
+        f"disk: {disk}"
+    )
+    return table(headers, rows, numbers_from=4), sentence

@@ -1,0 +1,356 @@
+"""Frames, variants, the paired bootstrap, marks and ranks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import METHODS, make_job, write_job, write_plan, write_run
+
+from bayes_bench import analysis, metrics
+from bayes_bench.analysis import BinnedGap, ExampleMean, RankArea, SeedMean
+from bayes_bench.errors import DataError, UsageError
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder, labels=["hypergan", "ensemble", "map"], networks=12, examples=120, ood={"ood/letters": 90})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(run_dir):
+    return analysis.load_records(run_dir)
+
+
+# Frames ---------------------------------------------------------------------------------------------------
+
+
+def test_results_have_one_row_per_job_and_metric(records):
+    frame = analysis.results_frame(records)
+    assert list(frame.columns) == list(analysis.RESULT_COLUMNS)
+    assert len(frame) == sum(len(record["metrics"]) for record in records)
+    assert not frame.duplicated(["suite", "task", "method", "seed", "metric"]).any()
+    not_applicable = frame[frame["value"].isna()]
+    assert len(not_applicable) > 0
+    assert not_applicable["reason"].notna().all()
+    assert frame[frame["value"].notna()]["reason"].isna().all()
+
+
+def test_summary_is_mean_and_spread_over_seeds(records):
+    results = analysis.results_frame(records)
+    summary = analysis.summary_frame(results)
+    assert list(summary.columns) == list(analysis.SUMMARY_COLUMNS)
+    row = summary[(summary["method"] == "hypergan") & (summary["metric"] == "accuracy")].iloc[0]
+    values = results[(results["method"] == "hypergan") & (results["metric"] == "accuracy")]["value"]
+    assert row["seeds"] == len(values) == 3
+    assert row["mean"] == pytest.approx(values.mean())
+    assert row["std"] == pytest.approx(values.std(ddof=1))
+    assert row["sem"] == pytest.approx(values.std(ddof=1) / math.sqrt(3))
+
+
+def test_one_seed_has_no_spread():
+    record, _ = make_job(METHODS["map"], 0, examples=40)
+    summary = analysis.summary_frame(analysis.results_frame([record]))
+    assert set(summary[summary["mean"].notna()]["seeds"]) == {1}
+    assert summary["std"].isna().all()
+    assert summary["sem"].isna().all()
+
+
+def test_failed_jobs_are_rows(records):
+    failed, _ = make_job(METHODS["mcdropout"], 0, status="failed", error="the loss became NaN", networks=5)
+    results = analysis.results_frame([*records, failed])
+    row = results[results["status"] == "failed"]
+    assert row[["method", "error"]].to_numpy().tolist() == [["mcdropout", "the loss became NaN"]]
+    summary = analysis.summary_frame(results)
+    row = summary[summary["method"] == "mcdropout"].iloc[0]
+    assert row["seeds"] == 0
+    assert row["metric"] is None
+
+
+def test_one_failed_seed_lowers_the_count():
+    made = [make_job(METHODS["map"], seed, examples=40)[0] for seed in (0, 1)]
+    made.append(make_job(METHODS["map"], 2, examples=40, status="failed", error="NaN")[0])
+    summary = analysis.summary_frame(analysis.results_frame(made))
+    assert summary["metric"].notna().all()
+    assert summary[summary["metric"] == "nll"]["seeds"].tolist() == [2]
+
+
+def test_wide_frame_has_one_row_per_task_and_method(records):
+    summary = analysis.summary_frame(analysis.results_frame(records))
+    wide = analysis.wide_frame(summary)
+    assert len(wide) == 6
+    expected = summary[(summary["method"] == "map") & (summary["metric"] == "rmse")]["mean"].iloc[0]
+    assert wide[(wide["method"] == "map") & (wide["task"] == "cubic")]["rmse"].iloc[0] == expected
+
+
+def test_nothing_gives_empty_frames():
+    results = analysis.results_frame([])
+    assert results.empty
+    assert analysis.summary_frame(results).empty
+
+
+# Variants -------------------------------------------------------------------------------------------------
+
+
+def test_other_settings_are_another_variant_of_the_same_comparison():
+    first, _ = make_job(METHODS["hypergan"], 0, networks=5, examples=40)
+    changed = replace(METHODS["hypergan"], config={"adversarial_weight": 0.0})
+    second, _ = make_job(changed, 0, networks=5, examples=40)
+    assert analysis.variant_of(first) != analysis.variant_of(second)
+    assert analysis.comparison_of(first) == analysis.comparison_of(second)
+    labels = analysis.display_labels([first, second])
+    assert len(set(labels.values())) == 2
+    assert all(label.startswith("hypergan~") for label in labels.values())
+    summary = analysis.summary_frame(analysis.results_frame([first, second]))
+    assert set(summary["seeds"]) <= {0, 1}
+
+
+def test_another_budget_is_another_comparison():
+    first, _ = make_job(METHODS["map"], 0, examples=40)
+    second, _ = make_job(METHODS["map"], 0, examples=40, budget_scale=0.1)
+    assert analysis.comparison_of(first) != analysis.comparison_of(second)
+    assert set(analysis.display_tasks([first, second]).values()) == {
+        "digits (budget 400,000)",
+        "digits (budget 40,000)",
+    }
+    assert set(analysis.display_labels([first, second]).values()) == {"map"}
+
+
+def test_seeds_titles_and_hints_make_no_variant():
+    first, _ = make_job(METHODS["map"], 0, examples=40)
+    second, _ = make_job(METHODS["map"], 1, examples=40)
+    assert analysis.variant_of(first) == analysis.variant_of(second)
+    spec = first["task_spec"] | {"title": "other", "seconds_per_job": 9, "settings": {"map": {}}}
+    assert analysis.comparison_of(first | {"task_spec": spec}) == analysis.comparison_of(first)
+
+
+def test_of_two_records_of_one_seed_the_last_counts(tmp_path):
+    old, predictions = make_job(METHODS["map"], 0, examples=40)
+    new = old | {"key": "f" * 64, "finished": "2026-05-05T00:00:00+00:00"}
+    for record in (old, new):
+        write_job(tmp_path, record, predictions)
+    write_plan(tmp_path, [new])
+    assert [record["key"] for record in analysis.load_records(tmp_path)] == ["f" * 64]
+
+
+def test_missing_jobs_and_damaged_records(tmp_path):
+    made = [make_job(METHODS["map"], seed, examples=40) for seed in (0, 1)]
+    folder = write_job(tmp_path, *made[0])
+    write_plan(tmp_path, [record for record, _ in made])
+    assert analysis.load_run(tmp_path).missing() == ["digits / map / seed 1"]
+    (folder / "record.json").write_text("{", encoding="utf-8")
+    run = analysis.load_run(tmp_path)
+    assert len(run.records) == 0
+    assert len(run.problems) == 1
+
+
+def test_not_a_run_folder(tmp_path):
+    with pytest.raises(UsageError, match="not a run folder"):
+        analysis.load_run(tmp_path)
+    (tmp_path / "run.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DataError, match="damaged"):
+        analysis.load_run(tmp_path)
+
+
+# Statistics -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "accuracy",
+        "accuracy@5",
+        "nll",
+        "brier",
+        "ece",
+        "ece_adaptive",
+        "nll_temperature_scaled",
+        "ece_temperature_scaled",
+        "ood_auroc/letters",
+        "ood_auroc_mi/letters",
+        "ood_auroc_maxprob/letters",
+        "fpr95/letters",
+    ],
+)
+def test_statistics_of_a_job_equal_its_metrics(metric):
+    made = [make_job(METHODS["ensemble"], seed, examples=80) for seed in (0, 1)]
+    jobs = [analysis.evidence(predictions, record) for record, predictions in made]
+    found = analysis.statistic(jobs, metric)
+    expected = [analysis.metric_value(record, metric) for record, _ in made]
+    np.testing.assert_allclose(found.per_seed(), expected, rtol=1e-10)
+    assert isinstance(found, SeedMean) == metric.startswith("fpr95")
+
+
+@pytest.mark.parametrize("metric", ["rmse", "nll", "crps", "coverage95"])
+def test_statistics_of_a_regression_equal_its_metrics(metric):
+    made = [make_job(METHODS["ensemble"], seed, "regression") for seed in (0, 1)]
+    jobs = [analysis.evidence(predictions, record) for record, predictions in made]
+    expected = [analysis.metric_value(record, metric) for record, _ in made]
+    np.testing.assert_allclose(analysis.statistic(jobs, metric).per_seed(), expected, rtol=1e-10)
+
+
+def test_not_applicable_metrics_have_no_statistic():
+    record, predictions = make_job(METHODS["map"], 0, examples=40)
+    job = analysis.evidence(predictions, record)
+    assert analysis.statistic([job], "accuracy@100") is None
+    assert analysis.statistic([job], "nonsense") is None
+
+
+def test_weights_are_repetitions_of_examples():
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(size=(1, 30)).round(1), rng.normal(0.5, 1, (1, 20)).round(1)
+    u = np.bincount(rng.integers(0, 30, 30), minlength=30)
+    v = np.bincount(rng.integers(0, 20, 20), minlength=20)
+    area = RankArea((0,), inside, outside).per_seed([u[None].astype(float), v[None].astype(float)])
+    assert area[0, 0] == pytest.approx(metrics.auroc(np.repeat(inside[0], u), np.repeat(outside[0], v)))
+    gap, index = rng.normal(size=(1, 30)), rng.integers(0, 5, (1, 30))
+    again = BinnedGap((0,), np.repeat(gap, u, axis=1), np.repeat(index, u, axis=1))
+    assert BinnedGap((0,), gap, index).per_seed([u[None].astype(float)])[0, 0] == pytest.approx(again.per_seed()[0])
+
+
+# Bootstrap ------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_error_of_a_mean_is_the_standard_error():
+    values = np.random.default_rng(0).normal(size=(1, 400))
+    drawn = analysis.bootstrap({"a": ExampleMean((0,), values)}, replicates=4000)["a"]
+    expected = values.std() / math.sqrt(400)
+    # The standard deviation of R replicates has relative error 1/√(2R).
+    assert drawn.std() == pytest.approx(expected, rel=4 / math.sqrt(2 * 4000))
+    assert drawn.mean() == pytest.approx(values.mean(), abs=4 * expected / math.sqrt(4000))
+
+
+def test_bootstrap_resamples_seeds_too():
+    values = np.repeat([[0.0], [1.0], [5.0]], 50, axis=1)
+    drawn = analysis.bootstrap({"a": ExampleMean((0, 1, 2), values)}, replicates=4000)["a"]
+    assert drawn.std() == pytest.approx(values[:, 0].std() / math.sqrt(3), rel=4 / math.sqrt(2 * 4000))
+
+
+def test_pairing_removes_what_methods_share():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(3, 200))
+    a, b = ExampleMean((0, 1, 2), shared + 0.01), ExampleMean((0, 1, 2), shared)
+    found = analysis.difference("nll", ("a", a), ("b", b))
+    assert found.value == pytest.approx(0.01)
+    assert (found.low, found.high) == (pytest.approx(0.01), pytest.approx(0.01))
+    assert found.distinguishable
+
+
+def test_other_seeds_are_drawn_independently():
+    values = np.repeat([[0.0], [1.0], [5.0]], 20, axis=1)
+    same = analysis.difference("m", ("a", ExampleMean((0, 1, 2), values)), ("b", ExampleMean((0, 1, 2), values)))
+    other = analysis.difference("m", ("a", ExampleMean((0, 1, 2), values)), ("b", ExampleMean((3, 4, 5), values)))
+    assert (same.low, same.high) == (0, 0)
+    assert other.high - other.low > 1
+
+
+def test_bootstrap_is_seeded():
+    rng = np.random.default_rng(0)
+    statistics = {"a": ExampleMean((0, 1), rng.normal(size=(2, 50)))}
+    first = analysis.bootstrap(statistics, replicates=100, seed=3)["a"]
+    assert (first == analysis.bootstrap(statistics, replicates=100, seed=3)["a"]).all()
+    assert (first != analysis.bootstrap(statistics, replicates=100, seed=4)["a"]).any()
+
+
+def test_interval_covers_the_true_difference():
+    covered = 0
+    for repetition in range(200):
+        rng = np.random.default_rng(repetition)
+        difficulty = rng.normal(size=150)
+        a = ExampleMean((0,), (difficulty + 0.3 + 0.5 * rng.normal(size=150))[None])
+        b = ExampleMean((0,), (difficulty + 0.5 * rng.normal(size=150))[None])
+        found = analysis.difference("m", ("a", a), ("b", b), replicates=400, seed=repetition)
+        covered += found.low <= 0.3 <= found.high
+    assert covered / 200 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 200))
+
+
+def test_statistics_over_other_examples_cannot_be_paired():
+    with pytest.raises(UsageError, match="same examples"):
+        analysis.bootstrap({"a": ExampleMean((0,), np.zeros((1, 5))), "b": ExampleMean((0,), np.zeros((1, 6)))})
+
+
+def test_no_worse_names_its_margin():
+    found = analysis.Difference("accuracy", "a", "b", -0.002, -0.008, 0.003, 3)
+    assert found.no_worse(0.01)
+    assert not found.no_worse(0.005)
+    assert found.no_worse(0.005, higher_is_better=False)
+
+
+def test_compare_reads_a_run(run_dir):
+    found = analysis.compare(run_dir, "digits", "accuracy", "hypergan", "ensemble", replicates=500)
+    summary = analysis.summary_frame(analysis.results_frame(analysis.load_records(run_dir)))
+    means = summary[(summary["metric"] == "accuracy")].set_index("method")["mean"]
+    assert found.value == pytest.approx(means["hypergan"] - means["ensemble"])
+    assert found.low <= found.value <= found.high
+    with pytest.raises(UsageError, match="unknown method 'hypergam', did you mean 'hypergan'"):
+        analysis.compare(run_dir, "digits", "accuracy", "hypergam", "map")
+    with pytest.raises(UsageError, match="unknown task"):
+        analysis.compare(run_dir, "digit", "accuracy", "hypergan", "map")
+    with pytest.raises(UsageError, match="not applicable to map"):
+        analysis.compare(run_dir, "digits", "accuracy@10", "hypergan", "map")
+
+
+# Marks and ranks ------------------------------------------------------------------------------------------
+
+
+def test_best_tied_and_behind():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(3, 300))
+    noise = 0.2 * rng.normal(size=(3, 300))
+    statistics = {
+        "good": ExampleMean((0, 1, 2), base + 1),
+        "same": ExampleMean((0, 1, 2), base + 1 + noise - noise.mean() - 1e-3),
+        "bad": ExampleMean((0, 1, 2), base),
+    }
+    marks = analysis.mark_best("accuracy", statistics, higher_is_better=True)
+    assert (marks.best, marks.tied, marks.declined) == ("good", frozenset({"same"}), "")
+    assert marks.differences["bad"].value == pytest.approx(-1)
+    assert analysis.mark_best("nll", statistics, higher_is_better=False).best == "bad"
+
+
+def test_no_ranking_with_fewer_than_three_seeds():
+    two = {name: SeedMean((0, 1), np.array([1.0, 2.0])) for name in "ab"}
+    marks = analysis.mark_best("nll", two, higher_is_better=False)
+    assert marks.best is None
+    assert "2 seeds" in marks.declined
+    one_method = {"a": SeedMean((0, 1, 2), np.ones(3))}
+    assert analysis.mark_best("nll", one_method, higher_is_better=False).best is None
+
+
+def test_a_method_with_too_few_seeds_is_left_out():
+    statistics = {
+        "a": SeedMean((0, 1, 2), np.array([3.0, 3.1, 3.2])),
+        "b": SeedMean((0, 1, 2), np.array([2.0, 2.1, 2.2])),
+        "c": SeedMean((0,), np.array([9.0])),
+    }
+    marks = analysis.mark_best("accuracy", statistics, higher_is_better=True)
+    assert marks.best == "a"
+    assert "c" not in marks.differences
+
+
+def frame_of(values: dict[tuple[str, int, str], float]) -> pd.DataFrame:
+    rows = [("s", task, method, seed, "nll", value, False) for (task, seed, method), value in values.items()]
+    return pd.DataFrame(rows, columns=["suite", "task", "method", "seed", "metric", "value", "higher_is_better"])
+
+
+def test_ranks_across_tasks_need_tasks_or_seeds():
+    few = frame_of({(t, s, m): s + len(m) for t in ("x", "y") for s in range(3) for m in ("a", "bb")})
+    frame, reason = analysis.mean_ranks(few)
+    assert frame.empty
+    assert "2 tasks and 3 seeds" in reason
+    many = frame_of({(t, s, m): s + len(m) for t in ("x", "y") for s in range(5) for m in ("a", "bb", "cc")})
+    frame, reason = analysis.mean_ranks(many)
+    assert reason == ""
+    assert frame[["method", "rank", "blocks"]].to_numpy().tolist() == [["a", 1, 10], ["bb", 2.5, 10], ["cc", 2.5, 10]]
+
+
+def test_ranks_count_only_what_all_methods_finished():
+    values = {("x", s, m): s + len(m) for s in range(6) for m in ("a", "bb")}
+    del values[("x", 5, "a")]
+    frame, _ = analysis.mean_ranks(frame_of(values))
+    assert frame["blocks"].tolist() == [5, 5]

@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import register_fakes
+
+from bayes_bench import cli, store
+
+TASK = """
+[[tasks]]
+name = "curve"
+budget = 200
+data = {source = "cubic"}
+network = {name = "mlp", hidden = [5]}
+likelihood = {name = "gaussian", noise_std = 3.0}
+curve = {low = -6, high = 6, points = 7, inside = [[-4, 4]]}
+seconds_per_job = 90
+megabytes_per_job = 2.5
+"""
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The command in this process, with the fake methods, in an empty folder."""
+    register_fakes(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        captured = capsys.readouterr()
+        return Outcome(ended.value.code, captured.out, captured.err)  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture
+def suite_file(tmp_path: Path) -> str:
+    (tmp_path / "my.toml").write_text('name = "my"\nmethods = ["tiny", "pair"]\nseeds = [0, 1]\n' + TASK)
+    return "my.toml"
+
+
+def separate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which then says whether it imported torch."""
+    code = (
+        "import sys, atexit\n"
+        "from bayes_bench.cli import main\n"
+        "atexit.register(lambda: print('TORCH', 'torch' in sys.modules, file=sys.stderr))\n"
+        "main()\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=120,
+        check=False,
+    )
+
+
+# Speed ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        ([], 2),
+        (["run", "--help"], 0),
+        (["list", "methods"], 0),
+        (["list", "suites"], 0),
+        (["list", "metrics"], 0),
+        (["show", "hypergan"], 0),
+        (["show", "hypergann"], 2),
+        (["run", "--dry-run"], 0),
+        (["run", "digit"], 2),
+        (["run", "--methods", "hypergann"], 2),
+        (["run", "--set", "hypergan.learning_rat=1"], 2),
+        (["run", "--set", "hypergan.learning_rate=fast"], 2),
+        (["run", "--seeds", "x"], 2),
+        (["run", "--out", __file__], 2),
+        (["report", "."], 2),
+        (["predict", ".", "map", __file__], 2),
+        (["check", "hypergann"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_torch_is_not_imported_for_help_lists_and_errors_in_arguments(arguments: list[str], code: int) -> None:
+    done = separate(*arguments)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.splitlines()[-1] == "TORCH False"
+
+
+def test_help_takes_no_more_than_half_a_second() -> None:
+    durations = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "bayes_bench", "--help"], check=True, capture_output=True)
+        durations.append(time.perf_counter() - started)
+    assert min(durations) < 0.5
+
+
+# Help and lists -------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_under_a_heading(call) -> None:
+    outcome = call("--help")
+    assert outcome.code == 0
+    assert {name for names in cli.SECTIONS.values() for name in names} == set(cli.cli.commands)
+    for heading, names in cli.SECTIONS.items():
+        assert heading + ":" in outcome.out
+        assert all(f"\n  {name} " in outcome.out for name in names)
+
+
+def test_lists_and_show(call) -> None:
+    methods = call("list", "methods").out
+    assert "tiny" in methods
+    assert "fakes 1.0" in methods
+    assert "digits" in call("list", "suites").out
+    assert "ood_auroc/<set>" in call("list", "metrics").out
+    shown = call("show", "tiny").out
+    assert "For tests only." in shown
+    assert "number > 0" in shown
+    assert "made up" in shown
+
+
+def test_a_broken_plugin_is_listed_as_broken(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runs import point
+
+    from bayes_bench import registry
+
+    before = registry.entry_points
+    broken = point("bad", type("Bad", (), {}))
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [*before(group=group), *[broken] * (group == registry.METHODS)]
+    )
+    outcome = call("list", "methods")
+    assert outcome.code == 0
+    assert "BROKEN" in outcome.out
+    assert "hypergan" in outcome.out
+
+
+# Bad input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["frob"], "unknown command 'frob'"),
+        (["rum"], "did you mean 'run'"),
+        (["run", "--nix"], "No such option"),
+        (["run", "digit"], "unknown suite 'digit', did you mean 'digits'"),
+        (["run", "nowhere.toml"], "cannot read the suite nowhere.toml"),
+        (["run", "--methods", "tinny"], "unknown method 'tinny', did you mean 'tiny'"),
+        (["run", "--methods", "tiny,"], "--methods"),
+        (["run", "--set", "tiny"], "METHOD.KEY=VALUE"),
+        (["run", "--set", "tinny.scale=1"], "unknown method 'tinny'"),
+        (["run", "--methods", "tiny", "--set", "map.batch_size=4"], "'map' is not among the methods run (tiny)"),
+        (["run", "--methods", "tiny", "--set", "tiny.scalle=1"], "did you mean 'scale'"),
+        (["run", "--methods", "tiny", "--set", "tiny.scale=x"], "scale: Input should be a valid number"),
+        (["run", "--seeds", "3-1"], "write 1-3"),
+        (["run", "--budget-scale", "0"], "--budget-scale"),
+        (["run", "--threads", "0"], "--threads"),
+        (["run", "--device", "tpu"], "--device"),
+        (["run", "--out", "file/run"], "is a file"),
+        (["run", "--out", "full"], "not a run folder"),
+        (["run", "--allow-code", "nix.py"], "nix.py"),
+        (["list", "nothing"], "nothing"),
+        (["list"], "methods"),
+        (["show", "tinny"], "did you mean 'tiny'"),
+        (["report", "nowhere"], "not a run folder"),
+        (["predict", "nowhere", "tiny", "file"], "not a run folder"),
+        (["predict", "nowhere", "tiny"], "Missing argument"),
+        (["predict", "nowhere", "tiny", "file", "--out", "no/where.csv"], "no folder no"),
+        (["check", "tinny"], "did you mean 'tiny'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    call, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    outcome = call(*arguments)
+    assert outcome.code == 2
+    assert sentence in outcome.err
+    assert outcome.err.startswith("Error: ")
+    assert outcome.err.count("\n") == 1
+    assert outcome.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("name = \n[[tasks]]", ["my.toml", "line 1"]),
+        ('name = "x"\ntasks = []', ["my.toml", "tasks"]),
+        ('name = "my"\nmehtods = []' + TASK, ["my.toml", "mehtods"]),
+        ('name = "my"' + TASK.replace("hidden = [5]", "hidden = [-5]"), ["my.toml", "hidden", "-5"]),
+        ('name = "my"' + TASK.replace('"cubic"', '"cubik"'), ["my.toml", "did you mean 'cubic'"]),
+    ],
+)
+def test_a_wrong_suite_names_file_and_place(call, tmp_path: Path, text: str, parts: list[str]) -> None:
+    (tmp_path / "my.toml").write_text(text)
+    outcome = call("run", "my.toml")
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert all(part in outcome.err for part in parts), outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["my.toml"]
+
+
+def test_cuda_without_a_gpu(call, suite_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    outcome = call("run", suite_file, "--device", "cuda")
+    assert outcome.code == 2
+    assert "finds no GPU" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["my.toml"]
+
+
+def test_missing_data(call, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where a folder belongs")
+    outcome = call("run", "mnist-5000", "--methods", "tiny", "--data-root", "data")
+    assert outcome.code == 2
+    assert "mnist" in outcome.err.lower()
+    assert outcome.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+# Runs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_writes_nothing_and_knows_what_is_finished(call, suite_file: str, tmp_path: Path) -> None:
+    outcome = call("run", suite_file, "--dry-run", "--budget-scale", "0.5")
+    assert outcome.code == 0
+    assert "4 of 4 jobs to run into reports/runs/my; expected time on 2 CPU cores: 3 min; disk: 10 MB" in outcome.out
+    assert [path.name for path in tmp_path.iterdir()] == ["my.toml"]
+    assert call("run", suite_file, "--seeds", "0", "--budget-scale", "0.5", "--quiet").code == 0
+    again = call("run", suite_file, "--dry-run", "--budget-scale", "0.5")
+    assert "2 of 4 jobs to run" in again.out
+    assert "1 of 2" in again.out
+    assert "4 of 4" in call("run", suite_file, "--dry-run").out  # another budget, other jobs
+    assert "4 of 4" in call("run", suite_file, "--dry-run", "--budget-scale", "0.5", "--fresh").out
+
+
+def test_a_run_from_start_to_page_and_its_continuation(call, suite_file: str, tmp_path: Path) -> None:
+    outcome = call("run", suite_file, "--threads", "1", "--set", "tiny.scale=0.2")
+    assert outcome.code == 0, outcome.err
+    run_dir = Path("reports/runs/my")
+    assert outcome.out.endswith(f"Report: {run_dir / 'report.html'}\n")
+    assert "RMSE" in outcome.out
+    assert "[4/4] curve/pair seed 1: " in outcome.err
+    files = sorted(path.name for path in run_dir.iterdir() if path.name != ".lock")
+    assert files == ["jobs", "report.html", "results.csv", "run.json", "summary.csv"]
+    with (run_dir / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["suite"], row["task"], row["method"], row["seed"]) for row in rows} == {
+        ("my", "curve", method, seed) for method in ("tiny", "pair") for seed in "01"
+    }
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert "tiny" in page
+    assert store.read_run(run_dir)["command"][0] == "bayes-bench"
+    assert store.read_records(run_dir)[0][-1][1]["settings"] == {"scale": 0.2}
+    # The same command finds everything finished.
+    again = call("run", suite_file, "--threads", "1", "--set", "tiny.scale=0.2")
+    assert again.err.count("already finished") == 4
+    # The page can be made anew at any time.
+    (run_dir / "report.html").unlink()
+    rendered = call("report", str(run_dir), "--recompute")
+    assert rendered.code == 0
+    assert "measured 4 jobs anew" in rendered.err
+    assert (run_dir / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_a_failed_job_is_said_and_in_the_exit_code(call, suite_file: str) -> None:
+    outcome = call("run", suite_file, "--set", "tiny.trouble=diverge", "--quiet", "--seeds", "0")
+    assert outcome.code == 1
+    assert "curve/tiny seed 0" in outcome.err
+    assert "training diverged" in outcome.err
+    assert "1 of 2 jobs failed" in outcome.err
+    assert outcome.out.count("\n") == 1  # --quiet: the path of the report
+    with Path("reports/runs/my/results.csv").open(newline="", encoding="utf-8") as file:
+        failed = [row for row in csv.DictReader(file) if row["status"] == "failed"]
+    assert [row["method"] for row in failed] == ["tiny"]
+    assert "training diverged" in failed[0]["error"]
+
+
+def test_ctrl_c_says_how_to_continue(call, suite_file: str) -> None:
+    outcome = call("run", suite_file, "--methods", "pair,tiny", "--set", "tiny.trouble=interrupt")
+    assert outcome.code == 130
+    assert "Interrupted after 1 of 4 jobs; the same command continues." in outcome.err
+    assert "Traceback" not in outcome.err
+    assert Path("reports/runs/my/report.html").is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_a_real_ctrl_c_in_a_real_fit(tmp_path: Path) -> None:
+    (tmp_path / "long.toml").write_text(
+        'name = "long"\nmethods = ["map"]\nseeds = [0]\n' + TASK.replace("200", "200_000_000")
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bayes_bench", "run", "long.toml"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        plan = tmp_path / "reports/runs/long/run.json"
+        deadline = time.monotonic() + 60
+        while not plan.is_file() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert plan.is_file()
+        time.sleep(3)  # into the fit
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Interrupted after 0 of 1 jobs" in err
+    assert not list((tmp_path / "reports/runs/long").glob("jobs/*/*/*"))
+
+
+def test_check_prints_a_table_and_fails_with_the_method(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bayes_bench import testing
+
+    results = [testing.CheckResult("names", True, ""), testing.CheckResult("seeds", False, "use the rng")]
+    monkeypatch.setattr(testing, "check", lambda method: results)
+    outcome = call("check", "tiny")
+    assert outcome.code == 1
+    assert "use the rng" in outcome.out
+    assert "tiny: 1 of 2 checks passed" in outcome.out
+    monkeypatch.setattr(testing, "check", lambda method: results[:1])
+    assert call("check", "tiny").code == 0
+
+
+# Predictions for new inputs -------------------------------------------------------------------------------
+
+
+def read(text: str) -> dict[str, np.ndarray]:
+    rows = list(csv.DictReader(text.splitlines()))
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_predict_a_regression(call, suite_file: str, tmp_path: Path) -> None:
+    call("run", suite_file, "--quiet")
+    (tmp_path / "new.csv").write_text("x\n" + "".join(f"{x}\n" for x in np.linspace(-6, 6, 7)))
+    outcome = call("predict", "reports/runs/my", "tiny", "new.csv", "--seed", "1")
+    assert outcome.code == 0, outcome.err
+    columns = {name: values.astype(float) for name, values in read(outcome.out).items()}
+    assert list(columns) == ["mean", "epistemic_std", "total_std"]
+    folder = next(Path("reports/runs/my/jobs/curve/tiny").glob("seed-1-*"))
+    curve = store.load_predictions(folder)["curve/mean"].astype(np.float64)[..., 0]
+    np.testing.assert_allclose(columns["mean"], curve.mean(0), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(columns["epistemic_std"], curve.std(0), rtol=1e-3)
+    np.testing.assert_allclose(columns["total_std"], np.hypot(curve.std(0), 3.0), rtol=1e-3)
+    to_file = call("predict", "reports/runs/my", "tiny", "new.csv", "--seed", "1", "--out", "answers.csv")
+    assert to_file.out == ""
+    assert "7 predictions of 100 networks (curve/tiny, seed 1) written to answers.csv" in to_file.err
+    assert (tmp_path / "answers.csv").read_text(encoding="utf-8") == outcome.out
+
+
+def test_predict_classes_from_a_users_own_table(call, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = ["width,height,kind"]
+    for kind, centre in (("cat", 0.0), ("dog", 3.0)):
+        lines += [f"{x:.3f},{y:.3f},{kind}" for x, y in rng.normal(centre, 1, (60, 2))]
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "pets.toml").write_text(
+        'name = "pets"\nmethods = ["pair"]\nseeds = [0]\n[[tasks]]\nname = "pets"\nbudget = 100\n'
+        'data = {source = "csv", path = "train.csv", target = "kind"}\nnetwork = {name = "mlp", hidden = [4]}\n'
+    )
+    outcome = call("run", "pets.toml", "--quiet")
+    assert outcome.code == 0, outcome.err
+    (tmp_path / "new.csv").write_text("note,height,width\na,0,0\nb,9,9\n")
+    columns = read(call("predict", "reports/runs/pets", "pair", "new.csv").out)
+    assert list(columns) == ["label", "p(cat)", "p(dog)", "entropy", "mutual_information"]
+    probs = np.stack([columns["p(cat)"], columns["p(dog)"]], 1).astype(float)
+    np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(columns["label"], np.array(["cat", "dog"])[probs.argmax(1)])
+    entropy = -(probs * np.log(probs)).sum(1)
+    np.testing.assert_allclose(columns["entropy"].astype(float), entropy, atol=1e-4)
+    assert (columns["mutual_information"].astype(float) <= columns["entropy"].astype(float) + 1e-6).all()
+    np.save(tmp_path / "swapped.npy", np.zeros((2, 3)))
+    for file, sentence in (("nix.csv", "no such file"), ("swapped.npy", "shape")):
+        refused = call("predict", "reports/runs/pets", "pair", file)
+        assert refused.code == 2
+        assert sentence in refused.err
+        assert refused.err.count("\n") == 1
+
+
+def test_a_network_from_a_file_needs_permission(call, suite_file: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make(input_shape, outputs, width):\n"
+        "    return nn.Sequential(nn.Linear(input_shape[0], width), nn.Tanh(), nn.Linear(width, outputs))\n"
+    )
+    custom = '{name = "custom", entry = "net.py:make", options = {width = 3}}'
+    text = (tmp_path / suite_file).read_text().replace('{name = "mlp", hidden = [5]}', custom)
+    (tmp_path / "my.toml").write_text(text)
+    refused = call("run", suite_file)
+    assert refused.code == 2
+    assert "--allow-code" in refused.err
+    assert not (tmp_path / "reports").exists()
+    allowed: list[Any] = ["--allow-code", "net.py"]
+    assert call("run", suite_file, "--seeds", "0", "--quiet", *allowed).code == 0
+    (tmp_path / "new.csv").write_text("x\n1\n")
+    assert "--allow-code" in call("predict", "reports/runs/my", "tiny", "new.csv").err
+    assert call("predict", "reports/runs/my", "tiny", "new.csv", *allowed).code == 0

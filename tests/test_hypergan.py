@@ -1,0 +1,303 @@
+"""HyperGAN's parts and the objective that joins them."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bayes_bench import Categorical, HyperGAN, HyperGANConfig
+from bayes_bench.hypergan.discriminator import Discriminator, accuracy, discriminator_loss, generator_loss
+from bayes_bench.hypergan.generators import OTHER_STD, Generators
+from bayes_bench.hypergan.mixer import Mixer, pretrain
+from bayes_bench.networks import convnet, mlp, resnet
+from bayes_bench.testing import classification, images
+
+CPU = torch.device("cpu")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def generators_for(network, seed=0, *, code_dim=32, hidden=(48, 48), gain=1.0, fixed_scale=0.0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        initial = {name: p.detach() for name, p in network.named_parameters()}
+        return Generators(initial, code_dim, hidden, gain=gain, fixed_scale=fixed_scale)
+
+
+NETWORKS = {
+    "mlp": lambda: mlp(20, [30, 25], 3),
+    "convnet": lambda: convnet((1, 28, 28), [16, 16], 10),
+    "resnet": lambda: resnet((3, 8, 8), 5, width=8, stages=2),
+}
+
+
+@pytest.mark.parametrize("fixed_scale", [0.0, 1.0])
+@pytest.mark.parametrize("gain", [0.5, 1.0])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_generated_weights_start_at_the_fan_in_scale_and_differ_between_draws(name, gain, fixed_scale):
+    network = NETWORKS[name]()
+    generators = generators_for(network, gain=gain, fixed_scale=fixed_scale)
+    codes = torch.randn(24, generators.code_size, generator=seeded(1))
+    with torch.no_grad():
+        weights = generators(codes)
+    parameters = dict(network.named_parameters())
+    assert weights.keys() == parameters.keys()
+    scale = gain * math.sqrt(1 + fixed_scale**2)
+    for key, value in weights.items():
+        assert value.shape == (24, *parameters[key].shape)
+        layer = key.rpartition(".")[0]
+        kernel = parameters[f"{layer}.weight"]
+        if kernel.dim() < 2:  # a norm layer stays near its initial value
+            assert float((value - parameters[key].detach()).std()) < 2 * OTHER_STD * math.sqrt(1 + fixed_scale**2)
+            continue
+        target = scale / math.sqrt(kernel[0].numel())
+        if value[0].numel() >= 100:
+            per_draw = value.flatten(1).std(1) / target
+            assert ((per_draw > 0.75) & (per_draw < 1.25)).all()
+            unit = F.normalize(value.flatten(1), dim=1)
+            cosine = (unit @ unit.T)[~torch.eye(24, dtype=torch.bool)]
+            assert cosine.mean() < 0.7, "draws must vary visibly from the start"
+        assert float(value.std(0).mean()) > 0.3 * target, "biases vary too"
+
+
+def test_a_draw_does_not_depend_on_the_others_drawn_with_it():
+    generators = generators_for(mlp(5, [8], 2))
+    codes = torch.randn(6, generators.code_size, generator=seeded())
+    together, alone = generators(codes), generators(codes[:1])
+    for name, value in alone.items():
+        torch.testing.assert_close(value[0], together[name][0])
+
+
+def test_layers_have_codes_of_their_own():
+    generators = generators_for(mlp(5, [8], 2))
+    codes = torch.randn(2, generators.code_size, generator=seeded())
+    codes[1, : generators.code_dim] = codes[0, : generators.code_dim]
+    weights = generators(codes)
+    assert torch.equal(weights["1.weight"][0], weights["1.weight"][1])
+    assert not torch.equal(weights["3.weight"][0], weights["3.weight"][1])
+
+
+# Mixer --------------------------------------------------------------------------------------------------------
+
+
+def make_mixer(size, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Mixer(32, (96, 96), size)
+
+
+def test_pre_training_brings_mean_and_covariance_to_the_prior():
+    size = 40
+    mixer = make_mixer(size)
+    steps, excess = pretrain(mixer, seeded(), tolerance=0.25, max_steps=2000, device=CPU)
+    assert 0 < steps < 2000
+    assert excess <= 1.25
+    n = 20_000
+    with torch.no_grad():
+        codes = mixer(torch.randn(n, 32, generator=seeded(9)))
+    assert codes.mean(0).abs().max() < 0.2
+    covariance = codes.T.cov()
+    off_diagonal = covariance - torch.diag(covariance.diagonal())
+    assert off_diagonal.abs().max() < 0.25
+    assert ((covariance.diagonal() > 0.75) & (covariance.diagonal() < 1.3)).all()
+
+
+def test_an_untrained_mixer_and_a_zero_code_miss_the_stopping_rule():
+    untrained = make_mixer(40)
+    _, before = pretrain(untrained, seeded(), tolerance=0.25, max_steps=0, device=CPU)
+    assert before > 1.25
+    nn.init.zeros_(untrained.body[-1].weight)
+    _, zero = pretrain(untrained, seeded(), tolerance=0.25, max_steps=0, device=CPU)
+    assert zero > 1.25
+
+
+def test_a_sample_of_the_prior_meets_the_stopping_rule():
+    class Prior(Mixer):
+        def forward(self, noise):
+            return noise
+
+    steps, excess = pretrain(Prior(40, (8,), 40), seeded(), tolerance=0.25, max_steps=10, device=CPU)
+    assert steps == 0
+    assert excess == pytest.approx(1, abs=0.15)
+
+
+# Adversarial term ---------------------------------------------------------------------------------------------
+
+
+def test_losses_from_logits_are_the_papers():
+    real, fake = torch.randn(50), torch.randn(50)
+    d_real, d_fake = torch.sigmoid(real), torch.sigmoid(fake)
+    torch.testing.assert_close(discriminator_loss(real, fake), -d_real.log().mean() - (1 - d_fake).log().mean())
+    torch.testing.assert_close(generator_loss(fake), -d_fake.log().mean())
+
+
+def test_the_adversarial_term_has_the_right_sign():
+    """Less loss for the mixer where D takes its codes for the prior's, and D's own update makes it better."""
+    logits = torch.zeros(10, requires_grad=True)
+    (gradient,) = torch.autograd.grad(generator_loss(logits), logits)
+    assert (gradient < 0).all(), "the mixer must raise D's logit of its codes"
+    real, fake = torch.zeros(10, requires_grad=True), torch.zeros(10, requires_grad=True)
+    of_real, of_fake = torch.autograd.grad(discriminator_loss(real, fake), [real, fake])
+    assert (of_real < 0).all()
+    assert (of_fake > 0).all()
+
+
+def train_discriminator(discriminator, fake, steps=300):
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-3)
+    rng = seeded(5)
+    for _ in range(steps):
+        real_codes = torch.randn(256, fake(1).shape[1], generator=rng)
+        real, wrong = discriminator(real_codes), discriminator(fake(256))
+        optimizer.zero_grad()
+        discriminator_loss(real, wrong).backward()
+        optimizer.step()
+    real_codes = torch.randn(4000, fake(1).shape[1], generator=rng)
+    with torch.no_grad():
+        return float(accuracy(discriminator(real_codes), discriminator(fake(4000))))
+
+
+def test_only_the_joint_discriminator_sees_dependence_between_layers():
+    rng = seeded(3)
+
+    def copied(n):
+        """Each layer's code alone is N(0, I); together they are the same code twice."""
+        code = torch.randn(n, 4, generator=rng)
+        return torch.cat([code, code], dim=1)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        joint, per_layer = Discriminator(8, 1, (64,)), Discriminator(8, 2, (64,))
+    error = 0.5 / math.sqrt(4000)  # standard error of an accuracy of ½, at least
+    assert train_discriminator(joint, copied) > 0.8
+    assert train_discriminator(per_layer, copied) < 0.5 + 5 * error
+
+
+def test_the_adversarial_game_brings_displaced_codes_back():
+    """Alternating updates move a mixer whose codes start two standard deviations off towards the prior."""
+    mixer = make_mixer(6)
+    with torch.no_grad():
+        mixer.body[-1].bias.fill_(2.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        discriminator = Discriminator(6, 1, (64,))
+    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    m_optimizer = torch.optim.Adam(mixer.parameters(), lr=1e-3)
+    rng = seeded(2)
+    for _ in range(300):
+        with torch.no_grad():
+            codes = mixer(torch.randn(64, 32, generator=rng))
+        loss = discriminator_loss(discriminator(torch.randn(64, 6, generator=rng)), discriminator(codes))
+        d_optimizer.zero_grad()
+        loss.backward()
+        d_optimizer.step()
+        m_optimizer.zero_grad()
+        generator_loss(discriminator(mixer(torch.randn(64, 32, generator=rng)))).backward()
+        m_optimizer.step()
+    with torch.no_grad():
+        assert mixer(torch.randn(2000, 32, generator=rng)).mean(0).norm() < 0.5 * 2 * math.sqrt(6)
+
+
+# The method ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return classification().fit(HyperGAN)
+
+
+def test_single_generated_networks_classify(trained):
+    problem = classification()
+    votes = trained.outputs(problem.data.train.x, trained.sample(30, seed=0)).argmax(-1)
+    accuracy = (votes == problem.data.train.y).double().mean(1)
+    assert accuracy.mean() > 0.9
+
+
+def test_generated_networks_stay_different(trained):
+    weights = trained.sample(50, seed=0)
+    flat = torch.cat([value.flatten(1) for value in weights.values()], dim=1)
+    relative = torch.pdist(flat).mean() / flat.norm(dim=1).mean()
+    assert relative > 0.05
+
+
+def test_every_generated_network_trains_on_its_own_images(monkeypatch):
+    problem = classification()
+    posterior = HyperGAN(problem.network, problem.likelihood, config=HyperGANConfig(networks=4, batch_size=8))
+    seen = []
+    evaluate = posterior.stacked.__call__
+
+    def watch(self, weights, x, **options):
+        if options.get("own_inputs"):
+            seen.append(x.clone())
+        return evaluate(weights, x, **options)
+
+    monkeypatch.setattr(type(posterior.stacked), "__call__", watch)
+    posterior.fit(problem.data, budget=4 * 8 * 10 + 200)
+    assert seen
+    assert all(x.shape == (4, 8, 2) for x in seen)
+    assert all(not torch.equal(a, b) for x in seen for a, b in itertools.combinations(x, 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "mixer", "discriminator"),
+    [
+        ({}, True, True),
+        ({"discriminator": "per_layer"}, True, True),
+        ({"discriminator": "none"}, True, False),
+        ({"adversarial_weight": 0.0}, True, False),
+        ({"mixer": False}, False, False),
+    ],
+)
+def test_ablations(settings, mixer, discriminator):
+    problem = images()
+    config = HyperGANConfig(noise_dim=16, code_dim=8, **settings)
+    posterior = HyperGAN(problem.network, problem.likelihood, config=config)
+    summary = posterior.fit(problem.data, budget=6000)
+    assert (posterior.mixer is not None) == mixer
+    assert (posterior.discriminator is not None) == discriminator
+    assert any("pre-trained" in note for note in summary.notes) == mixer
+    assert ("discriminator_accuracy" in summary.history[-1]) == discriminator
+    assert torch.isfinite(posterior.outputs(problem.data.train.x, posterior.sample(3, seed=0))).all()
+
+
+def test_the_discriminator_holds_the_codes_near_the_prior():
+    """With the adversarial term the codes end closer to N(0, I) than without it, at the same budget."""
+    problem = classification()
+    distance = {}
+    for weight in (0.0, 5.0):
+        config = HyperGANConfig(
+            noise_dim=16, code_dim=4, adversarial_weight=weight, learning_rate=1e-2, networks=4, keep_best=False
+        )
+        posterior = HyperGAN(problem.network, problem.likelihood, config=config)
+        posterior.fit(problem.data, budget=60_000)
+        with torch.no_grad():
+            codes = posterior._codes(3000, seeded(1))
+        error = codes.T.cov() - torch.eye(codes.shape[1])
+        distance[weight] = float((codes.mean(0) ** 2).sum() + (error**2).sum())
+    assert distance[5.0] < distance[0.0]
+
+
+def test_the_state_holds_no_discriminator(trained):
+    assert not [name for name in trained.state_dict() if name.startswith("discriminator")]
+
+
+def test_the_prior_is_used_only_when_asked():
+    network = mlp(2, [4], 3)
+    assert not HyperGAN(network, Categorical(3), config=HyperGANConfig(prior_weight=0)).uses_prior
+    assert HyperGAN(network, Categorical(3), config=HyperGANConfig(prior_weight=1)).uses_prior
+
+
+def test_anchors_are_the_frozen_part_alone():
+    generators = generators_for(mlp(5, [8], 2), fixed_scale=0.7)
+    codes = torch.randn(3, generators.code_size, generator=seeded())
+    with torch.no_grad():
+        for layer in generators.layers:
+            layer.body[-1].weight.zero_()
+            layer.body[-1].bias.zero_()
+        weights = generators(codes)
+    for name, anchor in generators.anchors(codes).items():
+        torch.testing.assert_close(weights[name], anchor)

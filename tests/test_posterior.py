@@ -1,0 +1,162 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from bayes_bench import (
+    Categorical,
+    DataError,
+    DivergenceError,
+    Examples,
+    FitData,
+    Gaussian,
+    HyperGAN,
+    HyperGANConfig,
+    UnsupportedNetworkError,
+    UsageError,
+)
+from bayes_bench.posterior import resolve_device
+from bayes_bench.testing import classification, regression
+from bayes_bench_baselines.configs import MAPConfig
+from bayes_bench_baselines.map import MAP
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return classification().fit(MAP, budget=4000)
+
+
+def test_batch_statistics_are_refused():
+    with pytest.raises(UnsupportedNetworkError, match=r"layer '1' \(BatchNorm1d\).*group or layer norm"):
+        MAP(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), Categorical(3))
+    with pytest.raises(UnsupportedNetworkError, match="normalises over the batch"):
+        MAP(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False)), Categorical(3))
+
+
+def test_a_network_without_weights_is_refused():
+    with pytest.raises(UnsupportedNetworkError, match="no trainable parameter"):
+        MAP(nn.Flatten(), Categorical(3))
+    with pytest.raises(UnsupportedNetworkError, match="lazy"):
+        MAP(nn.LazyLinear(3), Categorical(3))
+
+
+def test_a_random_network_is_refused_before_training():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 3)
+
+        def forward(self, x):
+            return nn.functional.dropout(self.layer(x), 0.5)
+
+    with pytest.raises(UnsupportedNetworkError, match="draws random numbers"):
+        MAP(Noisy(), Categorical(3)).fit(classification().data, budget=1000)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)), r"cannot take inputs of shape \[5\]"),
+        ((torch.zeros(4, 2), torch.full((4,), 3)), r"must lie in 0…2, got 3…3"),
+        ((torch.zeros(4, 2), torch.zeros(4)), "class indices"),
+        ((torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64)), "4 inputs but 3 targets"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(data, message):
+    problem = classification()
+    with pytest.raises(DataError, match=message):
+        MAP(problem.network, problem.likelihood).fit(data, budget=1000)
+
+
+def test_the_validation_set_is_checked_too():
+    problem = classification()
+    data = FitData(problem.data.train, Examples(torch.zeros(2, 2), torch.tensor([0, 9])))
+    with pytest.raises(DataError, match="validation targets"):
+        MAP(problem.network, problem.likelihood).fit(data, budget=1000)
+
+
+def test_regression_targets_need_a_dimension():
+    problem = regression()
+    data = problem.data.train.x, problem.data.train.y[:, 0]
+    with pytest.raises(DataError, match=r"floats of shape \[N, D\]"):
+        MAP(problem.network, problem.likelihood).fit(data, budget=1000)
+
+
+def test_outputs_must_have_the_likelihoods_width():
+    with pytest.raises(
+        DataError, match=r"Categorical\(4\) needs outputs of shape \[2, 4\], the network gives \[2, 3\]"
+    ):
+        MAP(classification().network, Categorical(4)).fit(classification().data, budget=1000)
+
+
+def test_small_mistakes_of_a_caller(fitted):
+    problem = classification()
+    with pytest.raises(UsageError, match="no weights yet"):
+        MAP(problem.network, problem.likelihood).sample(1, seed=0)
+    with pytest.raises(UsageError, match="cannot sample 0"):
+        fitted.sample(0, seed=0)
+    with pytest.raises(UsageError, match="budget must be at least 1"):
+        MAP(problem.network, problem.likelihood).fit(problem.data, budget=0)
+    with pytest.raises(UsageError, match="needs a MAPConfig, got HyperGANConfig"):
+        MAP(problem.network, problem.likelihood, config=HyperGANConfig())
+    with pytest.raises(UsageError, match="unknown device 'tpu9000'"):
+        resolve_device("tpu9000")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_is_one_sentence():
+    with pytest.raises(UsageError, match="finds no GPU"):
+        resolve_device("cuda")
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_divergence_is_an_error_not_a_result():
+    problem = classification()
+    posterior = MAP(problem.network, problem.likelihood, config=MAPConfig(learning_rate=1e30, keep_best=False))
+    with pytest.raises(DivergenceError):
+        posterior.fit(problem.data, budget=20_000)
+
+
+def test_load_refuses_what_it_was_not_made_for(fitted, tmp_path):
+    problem = classification()
+    path = tmp_path / "posterior.safetensors"
+    fitted.save(path)
+    with pytest.raises(DataError, match="another network"):
+        MAP.load(path, nn.Sequential(nn.Linear(2, 3)), problem.likelihood)
+    with pytest.raises(DataError, match=r"posterior of .*MAP, not .*HyperGAN"):
+        HyperGAN.load(path, problem.network, problem.likelihood)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match="cannot read the posterior"):
+        MAP.load(path, problem.network, problem.likelihood)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(DataError, match="no known method"):
+        MAP.load(path, problem.network, problem.likelihood)
+
+
+def test_save_leaves_the_old_file_when_writing_fails(fitted, tmp_path, monkeypatch):
+    path = tmp_path / "posterior.safetensors"
+    fitted.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("bayes_bench.posterior.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        fitted.save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_disagreement_is_the_share_of_differing_pairs():
+    problem = classification()
+    posterior = MAP(problem.network, problem.likelihood)
+    rng = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(6, *p.shape, generator=rng) for name, p in problem.network.named_parameters()}
+    votes = posterior.outputs(problem.data.validation.x, weights).argmax(-1)
+    pairs = [(votes[i] != votes[j]).double().mean() for i in range(6) for j in range(i)]
+    found = posterior.validation_scores(problem.data, weights)["disagreement"]
+    assert found == pytest.approx(float(torch.stack(pairs).mean()))
+
+
+def test_gaussian_targets_of_several_dimensions():
+    x, y = torch.randn(40, 3), torch.randn(40, 2)
+    posterior = MAP(nn.Linear(3, 2), Gaussian(0.5, dimensions=2))
+    posterior.fit((x, y), budget=2000)
+    assert posterior.predict(x, posterior.sample(1, seed=0)).mean.shape == (40, 2)
