@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from bayes_bench import machine, registry, store
@@ -38,6 +39,9 @@ OUTPUT_BYTES = 64 * 2**20
 GRAM_BYTES = 32 * 2**20
 """Memory for the float64 copy of one chunk of weights."""
 TIMED_INPUTS = 500
+SMALL_NETWORK = 10_000
+"""Parameters below which a job gets one thread: more were measured to gain nothing there, and on a machine that is
+busy otherwise threads that wait for each other at every tiny step made such jobs ten times slower."""
 LOWEST_LOG_PROB = float(np.finfo(np.float16).min)
 PROGRESS_SECONDS = 0.2
 
@@ -99,7 +103,8 @@ def run(
         run_dir: made where it is not; a run folder is continued.
         suites: kept in ``run.json``, for readers.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        threads: CPU threads of PyTorch while the run lasts; default: the physical cores this process may use.
+        threads: CPU threads of PyTorch while the run lasts; default: the physical cores this process may use, but
+            one for networks below ``SMALL_NETWORK``. The caller's own number is put back.
         fresh: run finished jobs again.
         data_root: folder of the benchmark data, as in ``tasks.build_task``.
         allow_code: Python files that a network may come from.
@@ -121,7 +126,7 @@ def run(
     keyed = _keyed(jobs, run_dir, place, data_root, allow_code)
     counts = {"finished": 0, "failed": 0, "skipped": 0}
     interrupted = False
-    with store.locked(run_dir), _settled(place, threads):
+    with store.locked(run_dir), _settled(place):
         machine_facts = _machine(place)
         _write_plan(run_dir, keyed, suites, command, machine_facts)
         _warm_up()
@@ -141,7 +146,8 @@ def run(
                 else:
                     started = time.perf_counter()
                     observer.started(item.job, number, len(keyed), clock.begin(item))
-                    record = execute(item, place, machine_facts, allow_code, _Monitor(item.job, observer, clock))
+                    with _threads(threads or default_threads(item.task)):
+                        record = execute(item, place, machine_facts, allow_code, _Monitor(item.job, observer, clock))
                     seconds = time.perf_counter() - started
                     counts["finished" if record["status"] == "ok" else "failed"] += 1
                     clock.end(item, seconds)
@@ -165,6 +171,12 @@ def build_tasks(jobs: Sequence[Job], data_root: Path | None = None, allow_code: 
         if name not in tasks:
             tasks[name] = build_task(job.task, data_root, tuple(allow_code))
     return tasks
+
+
+def default_threads(task: Task) -> int:
+    """CPU threads of a job for which the user has set none; depends on the network and the machine alone."""
+    small = sum(p.numel() for p in task.build_network(0).parameters()) < SMALL_NETWORK
+    return 1 if small else machine.physical_cores()
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -486,7 +498,7 @@ def _record_before(
         "alarms": [],
         "code": _code(item, allow_code),
         "versions": machine.versions(registry.methods()[job.method].owner),
-        "machine": dict(machine_facts),
+        "machine": {**machine_facts, "threads": torch.get_num_threads()},
         "started": started.isoformat(timespec="seconds"),
         "finished": None,
         "files": {},
@@ -548,7 +560,6 @@ def _machine(device: torch.device) -> dict[str, Any]:
     return {
         "processor": machine.processor(),
         "cores": machine.physical_cores(),
-        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "memory_gb": machine.memory_gb(),
     }
@@ -574,18 +585,28 @@ def _code(item: Keyed, allow_code: Sequence[Path]) -> dict[str, str]:
 
 
 @contextmanager
-def _settled(device: torch.device, threads: int | None) -> Iterator[None]:
-    """Threads and determinism for the run; the caller's own are put back afterwards."""
-    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+def _threads(number: int) -> Iterator[None]:
+    """CPU threads of PyTorch and of NumPy's linear algebra; both are put back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        with threadpool_limits(number, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _settled(device: torch.device) -> Iterator[None]:
+    """Determinism for the run; the caller's settings are put back afterwards."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(threads or machine.physical_cores())
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 

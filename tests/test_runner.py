@@ -289,6 +289,19 @@ def test_global_state_is_left_alone(tmp_path: Path) -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_threads_follow_the_size_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.machine, "physical_cores", lambda: 2)
+    wide = CURVE | {"name": "wide", "network": {"name": "mlp", "hidden": [5_000]}}
+    jobs = plan([suite(CURVE, wide, methods=["pair"], seeds=[0])])
+    runner.run(jobs, tmp_path / "auto", device="cpu")
+    runner.run(jobs, tmp_path / "two", device="cpu", threads=2)
+    used = {
+        folder: {record["task"]: record["machine"]["threads"] for record in records(tmp_path / folder)}
+        for folder in ("auto", "two")
+    }
+    assert used == {"auto": {"curve": 1, "wide": 2}, "two": {"curve": 2, "wide": 2}}
+
+
 def test_missing_data_stop_the_run_before_anything_is_written(tmp_path: Path) -> None:
     mnist = {
         "name": "m",

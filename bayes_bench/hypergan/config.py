@@ -55,6 +55,9 @@ class HyperGANConfig(MethodConfig):
         source="additive priors of hypermodels, arXiv:2006.07464",
         ge=0,
     )
+    weight_noise: float = setting(
+        0.0, "independent Gaussian noise on every generated weight, as a share of its initial standard deviation", ge=0
+    )
     weight_gain: float = setting(1.0, "generated weights start with standard deviation gain/√fan-in", gt=0)
     prior_weight: float = setting(
         0.0, "weight of −log prior of the generated weights, divided by N; the paper has none; above 0 the prior is used", ge=0

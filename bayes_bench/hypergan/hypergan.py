@@ -103,7 +103,7 @@ class HyperGAN(WeightPosterior):
         def step() -> Mapping[str, Tensor]:
             report = train_discriminator()
             codes = self._codes(config.networks, rng)
-            weights = self.complete(self.generators(codes))
+            weights = self.complete(self._noisy(self.generators(codes), rng))
             x, y = next(batches)
             nll = self.loss(self.stacked(weights, x, own_inputs=True), y, weights).mean()
             objective = nll
@@ -150,8 +150,17 @@ class HyperGAN(WeightPosterior):
     # Sample -----------------------------------------------------------------------------------------------
 
     def _sample(self, n: int, rng: torch.Generator) -> WeightSamples:
-        weights: WeightSamples = self.generators(self._codes(n, rng))
-        return weights
+        return self._noisy(self.generators(self._codes(n, rng)), rng)
+
+    def _noisy(self, weights: WeightSamples, rng: torch.Generator) -> WeightSamples:
+        if not self.config.weight_noise:
+            return weights
+        from bayes_bench.prior import fan_in
+        g=self.config.weight_gain
+        sc={n.rpartition('.')[0]: fan_in(w.shape[1:])**-.5 for n,w in weights.items() if w.dim()>2}
+        S=len(next(iter(weights.values())))
+        noise=[{n: torch.randn(w.shape[1:],generator=rng) for n,w in weights.items()} for _ in range(S)]
+        return {n: w+self.config.weight_noise*g*sc[n.rpartition('.')[0]]*torch.stack([d[n] for d in noise]) for n,w in weights.items()}
 
     # State ------------------------------------------------------------------------------------------------
 
