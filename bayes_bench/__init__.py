@@ -50,8 +50,9 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "BayesBenchError", "Categorical", "ClassPrediction", "DataError", "DivergenceError", "Examples", "FitData",
     "FitSummary", "Gaussian", "GaussianPrior", "HeteroscedasticGaussian", "HyperGAN", "HyperGANConfig", "Likelihood",
-    "MethodConfig", "Monitor", "PluginError", "StackedNetwork", "TensorState", "TrainingLoop", "UnsupportedNetworkError",
-    "UsageError", "ValuePrediction", "WeightPosterior", "WeightSamples", "__version__", "cosine_decay", "setting",
+    "MethodConfig", "Monitor", "PluginError", "StackedNetwork", "TensorState", "TrainingLoop",
+    "UnsupportedNetworkError", "UsageError",
+    "ValuePrediction", "WeightPosterior", "WeightSamples", "__version__", "cosine_decay", "setting",
     "summarise_classes", "summarise_values",
 ]  # fmt: skip
 

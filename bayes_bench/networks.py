@@ -48,7 +48,9 @@ def convnet(
     hidden: Sequence[int] = (),
     activation: str = "leaky_relu",
 ) -> nn.Sequential:
-    """Convolution, activation, max-pooling per entry of ``channels``, then linear layers: ``[B, C, H, W]`` → ``[B, outputs]``.
+    """Convolution, activation, max-pooling per entry of ``channels``, then linear layers.
+
+    ``[B, C, H, W]`` → ``[B, outputs]``.
 
     Raises:
         UsageError: the image is too small for that many convolutions.

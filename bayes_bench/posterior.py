@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -37,10 +36,13 @@ from bayes_bench.predictive import (
 from bayes_bench.prior import GaussianPrior
 from bayes_bench.settings import MethodConfig
 from bayes_bench.stacked import MEMORY_LIMIT, StackedNetwork
+from bayes_bench.store import replacing
 from bayes_bench.training import FitSummary, Monitor, TrainingLoop
 
+METADATA = "bayes_bench"
+
 WeightSamples = dict[str, Tensor]
-"""Name → ``[S, *shape]``: the names and shapes of ``network.named_parameters()`` and the likelihood's reserved entries."""
+"""Name → ``[S, *shape]``: names and shapes of ``network.named_parameters()``, and the likelihood's reserved entries."""
 
 
 class WeightPosterior(ABC):
@@ -186,7 +188,7 @@ class WeightPosterior(ABC):
     def predict(
         self, x: Tensor, weights: Mapping[str, Tensor], *, memory_limit: int = MEMORY_LIMIT
     ) -> ClassPrediction | ValuePrediction:
-        """Mean, entropy and mutual information (or, for regression, variances) of the networks' mixture on x ``[B, ...]``."""
+        """Mean, entropy and mutual information, or the variances of a regression, of the mixture on x ``[B, ...]``."""
         outputs = self.outputs(x, weights, memory_limit=memory_limit)
         predicted = self.likelihood.predict(outputs, weights)
         if self.likelihood.kind == "classification":
@@ -211,24 +213,18 @@ class WeightPosterior(ABC):
         A frozen parameter is part of the network, not of this file.
         """
         path = Path(path)
-        metadata = {
-            "format": "1",
+        about = {
+            "format": 1,
             "method": f"{type(self).__module__}:{type(self).__qualname__}",
-            "config": self.config.model_dump_json(),
+            "config": json.loads(self.config.model_dump_json()),
             "fingerprint": self.fingerprint(),
         }
         # Clones: safetensors refuses tensors that share memory, as the views of a stacked tensor do.
         tensors = {name: value.clone().contiguous() for name, value in self.state_dict().items()}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(safetensors_bytes(tensors, metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        # One metadata entry: safetensors writes several in no fixed order, and equal posteriors must be equal files.
+        content = safetensors_bytes(tensors, {METADATA: json.dumps(about, sort_keys=True)})
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
 
     @final
     @classmethod
@@ -246,15 +242,15 @@ class WeightPosterior(ABC):
         """
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
+                about = json.loads((file.metadata() or {}).get(METADATA, "{}"))
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except Exception as error:  # safetensors raises its own type, OSError or ValueError
             raise DataError(f"cannot read the posterior {path}: {error}") from error
         expected = f"{cls.__module__}:{cls.__qualname__}"
-        if metadata.get("method") != expected:
-            raise DataError(f"{path} holds a posterior of {metadata.get('method', 'no known method')}, not {expected}")
-        posterior = cls(network, likelihood, prior, cls.Config(**json.loads(metadata.get("config", "{}"))))
-        if metadata.get("fingerprint") != posterior.fingerprint():
+        if about.get("method") != expected:
+            raise DataError(f"{path} holds a posterior of {about.get('method', 'no known method')}, not {expected}")
+        posterior = cls(network, likelihood, prior, cls.Config(**about.get("config", {})))
+        if about.get("fingerprint") != posterior.fingerprint():
             raise DataError(f"{path} was fitted to another network; build the network that it was saved with")
         posterior.load_state_dict(state)
         return posterior

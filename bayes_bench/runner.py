@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from bayes_bench import machine, registry, store
@@ -614,7 +614,7 @@ def _warm_up() -> None:
     """PyTorch imports its compiler at the first optimiser step, a second that no job should pay for."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.Adam([parameter])
-    parameter.square().sum().backward()  # type: ignore[no-untyped-call]
+    parameter.square().sum().backward()
     optimizer.step()
 
 

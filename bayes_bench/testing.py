@@ -107,9 +107,7 @@ def _fitted(method: Method, make_problem: Callable[[], Problem]) -> WeightPoster
 def check_settings_are_documented(method: Method) -> None:
     config = getattr(method, "Config", None)
     assert isinstance(config, type), "set the class attribute Config to a subclass of bayes_bench.MethodConfig"
-    assert issubclass(config, MethodConfig), (
-        "set the class attribute Config to a subclass of bayes_bench.MethodConfig"
-    )
+    assert issubclass(config, MethodConfig), "set the class attribute Config to a subclass of bayes_bench.MethodConfig"
     assert (config.__doc__ or "").strip(), "give the Config class a docstring: `bayes-bench show` prints it"
     missing = [name for name, field in config.model_fields.items() if not field.description]
     assert not missing, f"say what these settings mean (the second argument of `setting`): {', '.join(missing)}"

@@ -130,7 +130,8 @@ class TrainingLoop:
             cost: gradient evaluations per step.
             schedule: called before each step with the share of the budget spent, e.g. to set learning rates.
             validate: called ``validations`` times (fewer where they would take more than a fifth of the budget),
-                evenly over the budget, and at its end; its numbers go to the history, and ``"val_nll"`` (lower is better) decides what the best snapshot is.
+                evenly over the budget, and at its end; its numbers go to the history, and ``"val_nll"`` (lower is
+                better) decides what the best snapshot is.
             validation_cost: gradient evaluations of one call of ``validate``.
             keep_best: end with the snapshot of the best ``val_nll`` rather than the last.
             patience: stop after that many validations without a better ``val_nll``; None never stops early.

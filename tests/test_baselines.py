@@ -7,8 +7,15 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from bayes_bench import Categorical, Examples, FitData, Gaussian, GaussianPrior, HeteroscedasticGaussian
-from bayes_bench import UnsupportedNetworkError
+from bayes_bench import (
+    Categorical,
+    Examples,
+    FitData,
+    Gaussian,
+    GaussianPrior,
+    HeteroscedasticGaussian,
+    UnsupportedNetworkError,
+)
 from bayes_bench.networks import convnet, mlp
 from bayes_bench.testing import classification, images
 from bayes_bench_baselines.configs import DeepEnsembleConfig, MAPConfig, MCDropoutConfig

@@ -46,7 +46,10 @@ class Correct(WeightPosterior):
     def _sample(self, n, rng):
         # In the order of `initial`: a loaded state may list its entries in another one.
         draws = [
-            {name: self.state[name] + self.config.noise * torch.randn(w.shape, generator=rng) for name, w in self.initial.items()}
+            {
+                name: self.state[name] + self.config.noise * torch.randn(w.shape, generator=rng)
+                for name, w in self.initial.items()
+            }
             for _ in range(n)
         ]
         return {name: torch.stack([draw[name] for draw in draws]) for name in self.initial}

@@ -22,11 +22,11 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def generators_for(network, seed=0, *, code_dim=32, hidden=(48, 48), gain=1.0, fixed_scale=0.0):
+def generators_for(network, seed=0, *, code_dim=32, hidden=(48, 48), gain=1.0, fixed_scale=0.0, noise_scale=0.0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         initial = {name: p.detach() for name, p in network.named_parameters()}
-        return Generators(initial, code_dim, hidden, gain=gain, fixed_scale=fixed_scale)
+        return Generators(initial, code_dim, hidden, gain=gain, fixed_scale=fixed_scale, noise_scale=noise_scale)
 
 
 NETWORKS = {
@@ -275,7 +275,7 @@ def test_the_discriminator_holds_the_codes_near_the_prior():
         posterior = HyperGAN(problem.network, problem.likelihood, config=config)
         posterior.fit(problem.data, budget=60_000)
         with torch.no_grad():
-            codes = posterior._codes(3000, seeded(1))
+            codes = posterior._codes(torch.randn(3000, 16, generator=seeded(1)))
         error = codes.T.cov() - torch.eye(codes.shape[1])
         distance[weight] = float((codes.mean(0) ** 2).sum() + (error**2).sum())
     assert distance[5.0] < distance[0.0]
@@ -301,3 +301,28 @@ def test_anchors_are_the_frozen_part_alone():
         weights = generators(codes)
     for name, anchor in generators.anchors(codes).items():
         torch.testing.assert_close(weights[name], anchor)
+
+
+def test_weight_noise_is_a_share_of_the_initial_spread():
+    network = resnet((3, 8, 8), 5, width=8, stages=2)
+    plain, noisy = generators_for(network), generators_for(network, noise_scale=0.5)
+    codes = torch.randn(400, plain.code_size, generator=seeded())
+    noise = torch.randn(400, plain.size, generator=seeded(1))
+    with torch.no_grad():
+        quiet, loud = plain(codes), noisy(codes, noise)
+    for name, value in quiet.items():
+        added = (loud[name] - value).flatten(1)
+        kernel = dict(network.named_parameters())[f"{name.rpartition('.')[0]}.weight"]
+        start = 1 / math.sqrt(kernel[0].numel()) if kernel.dim() > 1 else OTHER_STD
+        error = 0.5 * start / math.sqrt(2 * added.numel())  # standard error of a standard deviation
+        assert abs(float(added.std()) - 0.5 * start) < 5 * error
+    assert abs(float(torch.corrcoef(added.T)[0, 1])) < 5 / math.sqrt(400), "independent from weight to weight"
+
+
+def test_draws_with_weight_noise_are_nested():
+    problem = classification()
+    posterior = HyperGAN(problem.network, problem.likelihood, config=HyperGANConfig(weight_noise=0.3))
+    posterior.fit(problem.data, budget=4000)
+    few, many = posterior.sample(3, seed=5), posterior.sample(7, seed=5)
+    for name, value in few.items():
+        torch.testing.assert_close(value, many[name][:3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -159,14 +160,15 @@ def _weight(layer: str) -> str:
 
 
 def _inputs(layer: nn.Module) -> int:
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # type: ignore[return-value]
+    return layer.in_features if isinstance(layer, nn.Linear) else cast("nn.Conv2d", layer).in_channels
 
 
 def _as_columns(mask: Tensor, layer: nn.Module) -> Tensor:
     """Masks of input units ``[S, in]`` in the shape that multiplies the layer's weight ``[S, out, in, ...]``."""
     if isinstance(layer, nn.Linear):
         return mask.unsqueeze(1)
-    groups, out_channels, space = layer.groups, layer.out_channels, layer.weight.dim() - 2  # type: ignore[union-attr,operator]
+    convolution = cast("nn.Conv2d", layer)
     # A grouped convolution's output channel sees the inputs of its own group only.
-    per_group = mask.unflatten(1, (groups, -1)).repeat_interleave(out_channels // groups, dim=1)  # type: ignore[operator,arg-type]
-    return per_group.view(*per_group.shape, *[1] * space)
+    per_group: Tensor = mask.unflatten(1, (convolution.groups, -1))
+    per_output = per_group.repeat_interleave(convolution.out_channels // convolution.groups, dim=1)
+    return per_output.view(*per_output.shape, *[1] * (convolution.weight.dim() - 2))

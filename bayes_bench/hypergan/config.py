@@ -60,7 +60,9 @@ class HyperGANConfig(MethodConfig):
     )
     weight_gain: float = setting(1.0, "generated weights start with standard deviation gain/√fan-in", gt=0)
     prior_weight: float = setting(
-        0.0, "weight of −log prior of the generated weights, divided by N; the paper has none; above 0 the prior is used", ge=0
+        0.0,
+        "weight of −log prior of the generated weights, divided by N; the paper has none; above 0 the prior is used",
+        ge=0,
     )
     learning_rate: float = setting(2e-3, "Adam, mixer and generators", gt=0)
     discriminator_learning_rate: float = setting(1e-3, "Adam, discriminator", gt=0)

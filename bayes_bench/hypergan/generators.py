@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ class LayerGenerator(nn.Module):
 
     Args:
         initial: the layer's parameters by full name, with their starting values.
-        fixed_scale: scale of the frozen random part; 0 leaves it out.
+        gain, fixed_scale, noise_scale: see ``HyperGANConfig``: ``weight_gain``, ``fixed_generator_scale`` (0
+            leaves the frozen random part out) and ``weight_noise``.
     """
 
     base: Tensor
@@ -43,6 +45,7 @@ class LayerGenerator(nn.Module):
         *,
         gain: float,
         fixed_scale: float,
+        noise_scale: float,
     ):
         super().__init__()
         self.shapes = {name: value.shape for name, value in initial.items()}
@@ -58,15 +61,23 @@ class LayerGenerator(nn.Module):
             self.register_buffer("base", values)
             self.register_buffer("scale", torch.ones(size))
             with torch.no_grad():
-                self.body[-1].weight.mul_(OTHER_STD)  # type: ignore[operator,union-attr]
-            fixed_scale *= OTHER_STD
+                self.body[-1].weight.mul_(OTHER_STD)  # type: ignore[operator]
+            fixed_scale, noise_scale = fixed_scale * OTHER_STD, noise_scale * OTHER_STD
+        self.noise_scale = noise_scale
         fixed = torch.randn(code_dim, size) * (fixed_scale / math.sqrt(code_dim)) if fixed_scale else None
         self.register_buffer("fixed", fixed)
 
-    def forward(self, code: Tensor) -> dict[str, Tensor]:
+    @property
+    def size(self) -> int:
+        """Number of parameters generated."""
+        return len(self.base)
+
+    def forward(self, code: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
         unit = self.body(code)
         if self.fixed is not None:
             unit = torch.addmm(unit, code, self.fixed)
+        if noise is not None:
+            unit = torch.add(unit, noise, alpha=self.noise_scale)
         return self._split(torch.addcmul(self.base, self.scale, unit))
 
     def anchors(self, code: Tensor) -> dict[str, Tensor]:
@@ -95,25 +106,34 @@ class Generators(nn.Module):
         *,
         gain: float,
         fixed_scale: float,
+        noise_scale: float,
     ):
         super().__init__()
         layers: dict[str, dict[str, Tensor]] = {}
         for name, value in initial.items():
             layers.setdefault(layer_of(name), {})[name] = value
         self.code_dim = code_dim
-        self.layers = nn.ModuleList(
-            LayerGenerator(parameters, code_dim, hidden, gain=gain, fixed_scale=fixed_scale)
+        generators = [
+            LayerGenerator(parameters, code_dim, hidden, gain=gain, fixed_scale=fixed_scale, noise_scale=noise_scale)
             for parameters in layers.values()
-        )
+        ]
+        self.layers: Sequence[LayerGenerator] = nn.ModuleList(generators)  # type: ignore[assignment]
 
     @property
     def code_size(self) -> int:
         return len(self.layers) * self.code_dim
 
-    def forward(self, codes: Tensor) -> dict[str, Tensor]:
+    @property
+    def size(self) -> int:
+        """P, the number of parameters generated for one network."""
+        return sum(layer.size for layer in self.layers)
+
+    def forward(self, codes: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """With ``noise`` ``[S, P]`` from N(0, 1), every weight gets its own on top of what its code says."""
         weights: dict[str, Tensor] = {}
-        for layer, code in zip(self.layers, codes.split(self.code_dim, dim=1), strict=True):
-            weights.update(layer(code))
+        parts = noise.split([layer.size for layer in self.layers], dim=1) if noise is not None else repeat(None)
+        for layer, code, part in zip(self.layers, codes.split(self.code_dim, dim=1), parts, strict=False):
+            weights.update(layer(code, part))
         return weights
 
     @torch.no_grad()

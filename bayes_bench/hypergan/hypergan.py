@@ -13,7 +13,7 @@ from bayes_bench.hypergan.discriminator import Discriminator, accuracy, discrimi
 from bayes_bench.hypergan.generators import Generators
 from bayes_bench.hypergan.mixer import Mixer, pretrain
 from bayes_bench.posterior import WeightPosterior, WeightSamples
-from bayes_bench.training import TrainingLoop, cosine_decay
+from bayes_bench.training import HasState, TrainingLoop, cosine_decay
 
 
 class HyperGAN(WeightPosterior):
@@ -40,6 +40,7 @@ class HyperGAN(WeightPosterior):
             config.generator_hidden,
             gain=config.weight_gain,
             fixed_scale=config.fixed_generator_scale,
+            noise_scale=config.weight_noise,
         )
         size = self.generators.code_size
         self.mixer = Mixer(config.noise_dim, config.mixer_hidden, size) if config.mixer else None
@@ -72,7 +73,7 @@ class HyperGAN(WeightPosterior):
             loop.note(f"mixer pre-trained for {steps} steps, to {excess:.2f} times the distance of a prior sample")
         trained = [*self.generators.parameters(), *(mixer.parameters() if mixer else ())]
         optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
-        state = {**self._parts(), "optimizer": optimizer}
+        state: dict[str, HasState] = {**self._parts(), "optimizer": optimizer}
         decays = [cosine_decay(optimizer, config.final_learning_rate)]
         train_discriminator: Callable[[], dict[str, Tensor]] = dict
         if discriminator is not None:
@@ -86,9 +87,9 @@ class HyperGAN(WeightPosterior):
             decays.append(cosine_decay(adversary, config.final_learning_rate))
 
             def train_discriminator() -> dict[str, Tensor]:
-                size = config.discriminator_batch
+                size, noise_dim = config.discriminator_batch, config.noise_dim
                 with torch.no_grad():
-                    codes = self._codes(size, rng)
+                    codes = self._codes(torch.randn(size, noise_dim, generator=rng).to(self.device))
                 prior = torch.randn(codes.shape, generator=rng).to(self.device)
                 real, fake = discriminator(prior), discriminator(codes)
                 adversary.zero_grad()
@@ -102,8 +103,9 @@ class HyperGAN(WeightPosterior):
 
         def step() -> Mapping[str, Tensor]:
             report = train_discriminator()
-            codes = self._codes(config.networks, rng)
-            weights = self.complete(self._noisy(self.generators(codes), rng))
+            noise, weight_noise = self._noise(config.networks, rng)
+            codes = self._codes(noise)
+            weights = self.complete(self.generators(codes, weight_noise))
             x, y = next(batches)
             nll = self.loss(self.stacked(weights, x, own_inputs=True), y, weights).mean()
             objective = nll
@@ -141,26 +143,23 @@ class HyperGAN(WeightPosterior):
             patience=config.patience,
         )
 
-    def _codes(self, n: int, rng: torch.Generator) -> Tensor:
-        """Codes of n networks, ``[n, L·d]``; noise is drawn network by network, so that draws are nested."""
-        size = self.mixer.noise_dim if self.mixer else self.generators.code_size
-        noise = torch.stack([torch.randn(size, generator=rng) for _ in range(n)]).to(self.device)
+    def _noise(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Input noise ``[n, noise_dim]`` and weight noise ``[n, P]``, network by network: draws are nested."""
+        inputs = self.mixer.noise_dim if self.mixer else self.generators.code_size
+        size = inputs + (self.generators.size if self.config.weight_noise else 0)
+        rows = torch.stack([torch.randn(size, generator=rng) for _ in range(n)]).to(self.device)
+        return rows[:, :inputs], rows[:, inputs:] if self.config.weight_noise else None
+
+    def _codes(self, noise: Tensor) -> Tensor:
+        """Mixed codes ``[n, L·d]``."""
         return self.mixer(noise) if self.mixer else noise
 
     # Sample -----------------------------------------------------------------------------------------------
 
     def _sample(self, n: int, rng: torch.Generator) -> WeightSamples:
-        return self._noisy(self.generators(self._codes(n, rng)), rng)
-
-    def _noisy(self, weights: WeightSamples, rng: torch.Generator) -> WeightSamples:
-        if not self.config.weight_noise:
-            return weights
-        from bayes_bench.prior import fan_in
-        g=self.config.weight_gain
-        sc={n.rpartition('.')[0]: fan_in(w.shape[1:])**-.5 for n,w in weights.items() if w.dim()>2}
-        S=len(next(iter(weights.values())))
-        noise=[{n: torch.randn(w.shape[1:],generator=rng) for n,w in weights.items()} for _ in range(S)]
-        return {n: w+self.config.weight_noise*g*sc[n.rpartition('.')[0]]*torch.stack([d[n] for d in noise]) for n,w in weights.items()}
+        noise, weight_noise = self._noise(n, rng)
+        weights: WeightSamples = self.generators(self._codes(noise), weight_noise)
+        return weights
 
     # State ------------------------------------------------------------------------------------------------
 

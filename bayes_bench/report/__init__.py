@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from bayes_bench import store
-from bayes_bench.analysis import load_run, results_frame, summary_frame
+from bayes_bench.analysis import load_run, results_frame, summary_frame, wide_frame
 
 RESULTS = "results.csv"
 SUMMARY = "summary.csv"
@@ -31,7 +31,7 @@ def write(run_dir: Path | str) -> Path:
     run = load_run(run_dir)
     results = results_frame(run.records)
     # Everything is made before anything is written: a failure leaves the old files as they were.
-    texts = {RESULTS: csv(results), SUMMARY: csv(summary_frame(results)), REPORT: render(open_book(run))}
+    texts = {RESULTS: csv(results), SUMMARY: csv(wide_frame(summary_frame(results))), REPORT: render(open_book(run))}
     for name, text in texts.items():
         store.write_text(run.folder / name, text)
     return run.folder / REPORT

@@ -182,7 +182,7 @@ class StackedNetwork:
     def _run_generic(
         self, weights: dict[str, Tensor], x: Tensor, networks: int, own_inputs: bool, memory_limit: int
     ) -> Tensor:
-        """vmap over the networks where that works, else one network after the other."""
+        """``vmap`` over the networks where that works, else one network after the other."""
 
         def one(w: dict[str, Tensor], inputs: Tensor) -> Tensor:
             out: Tensor = functional_call(self._network, w, (inputs,))

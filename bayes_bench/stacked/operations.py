@@ -54,7 +54,8 @@ def _merge_channels(x: Tensor) -> Tensor:
 
 def _split_channels(x: Tensor, networks: int) -> Tensor:
     """The inverse view: ``[B, S·C, *space]`` → ``[S, B, C, *space]``."""
-    return x.unflatten(1, (networks, -1)).transpose(0, 1)
+    split: Tensor = x.unflatten(1, (networks, -1)).transpose(0, 1)
+    return split
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -178,9 +179,10 @@ def module_rule(module: nn.Module) -> ModuleRule | None:
             return None
         return lambda layer, value, _: per_channel(layer, value)
     if kind is nn.Flatten:
-        batchwise = module.start_dim >= 1  # flattening the batch away mixes examples
+        batchwise = int(getattr(module, "start_dim", 0)) >= 1  # flattening the batch away mixes examples
         return (lambda layer, value, _: per_example(layer, value)) if batchwise else None
-    return {nn.Linear: linear, nn.LayerNorm: layer_norm, nn.GroupNorm: group_norm}.get(kind)  # type: ignore[call-overload,no-any-return]
+    rules: dict[type[nn.Module], ModuleRule] = {nn.Linear: linear, nn.LayerNorm: layer_norm, nn.GroupNorm: group_norm}
+    return rules.get(kind)
 
 
 ELEMENTWISE_FUNCTIONS: dict[Any, Callable[..., Tensor]] = {

@@ -19,6 +19,10 @@ class NotStackableError(Exception):
     """The module cannot be planned; the message says why."""
 
 
+Rule = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
+"""(values of earlier nodes, the layer's own weights) → the node's value."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One node of the plan.
@@ -31,7 +35,7 @@ class Step:
     """
 
     name: str
-    run: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
+    run: Rule
     parameters: Mapping[str, str]
     inputs: tuple[str, ...]
     description: str
@@ -142,7 +146,7 @@ def _module_step(node: fx.Node, module: nn.Module, names: Mapping[int, str]) -> 
     )
 
 
-def _function_rule(node: fx.Node) -> Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]:
+def _function_rule(node: fx.Node) -> Rule:
     """A rule for a function or method call; its arguments are looked up in the environment at run time."""
     target: Any = node.target
     kwargs = dict(node.kwargs)
@@ -153,10 +157,10 @@ def _function_rule(node: fx.Node) -> Callable[[Mapping[str, Any], Mapping[str, T
     def resolve(env: Mapping[str, Any], value: Any) -> Any:
         return fx.node.map_arg(value, lambda n: env[n.name])
 
-    def with_args(function: Callable[..., Any]) -> Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]:
+    def with_args(function: Callable[..., Any]) -> Rule:
         return lambda env, _: function(*resolve(env, node.args), **resolve(env, kwargs))
 
-    def only_first(apply: Callable[..., Value], function: Callable[..., Tensor]) -> Any:
+    def only_first(apply: Callable[..., Value], function: Callable[..., Tensor]) -> Rule:
         def evaluate(value: Value, *rest: Any, **options: Any) -> Value:
             return apply(lambda x: function(x, *rest, **options), value)
 
