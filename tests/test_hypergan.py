@@ -44,7 +44,7 @@ def test_generated_weights_start_at_the_fan_in_scale_and_differ_between_draws(na
     generators = generators_for(network, gain=gain, fixed_scale=fixed_scale)
     codes = torch.randn(24, generators.code_size, generator=seeded(1))
     with torch.no_grad():
-        weights = generators(codes)
+        weights = generators(codes, torch.zeros(24, 0))
     parameters = dict(network.named_parameters())
     assert weights.keys() == parameters.keys()
     scale = gain * math.sqrt(1 + fixed_scale**2)
@@ -68,7 +68,8 @@ def test_generated_weights_start_at_the_fan_in_scale_and_differ_between_draws(na
 def test_a_draw_does_not_depend_on_the_others_drawn_with_it():
     generators = generators_for(mlp(5, [8], 2))
     codes = torch.randn(6, generators.code_size, generator=seeded())
-    together, alone = generators(codes), generators(codes[:1])
+    none = torch.zeros(6, 0)
+    together, alone = generators(codes, none), generators(codes[:1], none[:1])
     for name, value in alone.items():
         torch.testing.assert_close(value[0], together[name][0])
 
@@ -77,7 +78,7 @@ def test_layers_have_codes_of_their_own():
     generators = generators_for(mlp(5, [8], 2))
     codes = torch.randn(2, generators.code_size, generator=seeded())
     codes[1, : generators.code_dim] = codes[0, : generators.code_dim]
-    weights = generators(codes)
+    weights = generators(codes, torch.zeros(2, 0))
     assert torch.equal(weights["1.weight"][0], weights["1.weight"][1])
     assert not torch.equal(weights["3.weight"][0], weights["3.weight"][1])
 
@@ -298,25 +299,26 @@ def test_anchors_are_the_frozen_part_alone():
         for layer in generators.layers:
             layer.body[-1].weight.zero_()
             layer.body[-1].bias.zero_()
-        weights = generators(codes)
+        weights = generators(codes, torch.zeros(3, 0))
     for name, anchor in generators.anchors(codes).items():
         torch.testing.assert_close(weights[name], anchor)
 
 
-def test_weight_noise_is_a_share_of_the_initial_spread():
-    network = resnet((3, 8, 8), 5, width=8, stages=2)
-    plain, noisy = generators_for(network), generators_for(network, noise_scale=0.5)
-    codes = torch.randn(400, plain.code_size, generator=seeded())
-    noise = torch.randn(400, plain.size, generator=seeded(1))
+def test_weight_noise_multiplies_all_weights_but_the_first_layers():
+    generators = generators_for(convnet((1, 12, 12), [4, 8], 3, kernel=3), noise_scale=0.4)
+    n = 200
+    codes = torch.randn(n, generators.code_size, generator=seeded())
+    noise = torch.randn(n, generators.noise_size, generator=seeded(1))
     with torch.no_grad():
-        quiet, loud = plain(codes), noisy(codes, noise)
+        quiet, loud = generators(codes, torch.zeros_like(noise)), generators(codes, noise)
     for name, value in quiet.items():
-        added = (loud[name] - value).flatten(1)
-        kernel = dict(network.named_parameters())[f"{name.rpartition('.')[0]}.weight"]
-        start = 1 / math.sqrt(kernel[0].numel()) if kernel.dim() > 1 else OTHER_STD
-        error = 0.5 * start / math.sqrt(2 * added.numel())  # standard error of a standard deviation
-        assert abs(float(added.std()) - 0.5 * start) < 5 * error
-    assert abs(float(torch.corrcoef(added.T)[0, 1])) < 5 / math.sqrt(400), "independent from weight to weight"
+        if name.endswith("bias") or name == "0.weight":
+            assert torch.equal(loud[name], value)
+            continue
+        factor = (loud[name] / value).flatten()
+        usable = factor[value.flatten().abs() > 1e-3]
+        assert abs(float(usable.mean()) - 1) < 5 * 0.4 / math.sqrt(len(usable))
+        assert abs(float(usable.std()) - 0.4) < 5 * 0.4 / math.sqrt(2 * len(usable))
 
 
 def test_draws_with_weight_noise_are_nested():

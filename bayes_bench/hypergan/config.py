@@ -16,20 +16,21 @@ class HyperGANConfig(MethodConfig):
 
     Noise passes through a mixer to one code per layer; per-layer generators turn the codes into weights and
     biases. A discriminator keeps the codes close to a Gaussian, so that the generated networks stay diverse.
-    Every generated network is used for one step and discarded. There is no weight-entropy term: this is not
-    a temperature-1 posterior, and the task's prior is not used.
+    Every generated network is used for one step and discarded. Two settings go beyond the paper: noise on the
+    generated weights, and the task's prior on them; 0 switches either off. There is no weight-entropy term:
+    this is not a temperature-1 posterior.
     """
 
     reference: ClassVar[str] = "Ratzlaff & Li, HyperGAN, ICML 2019, arXiv:1901.11058"
 
-    networks: int = setting(8, "networks generated in each training step", gt=1)
-    batch_size: int = setting(32, "examples per generated network and step, each network its own", gt=0)
-    noise_dim: int = setting(256, "dimensions of the mixer's input noise", source="paper, section 4", gt=0)
-    code_dim: int = setting(64, "dimensions of each layer's code", source="paper: 64 to 256", gt=0)
+    networks: int = setting(4, "networks generated in each training step", gt=1)
+    batch_size: int = setting(16, "examples per generated network and step, each network its own", gt=0)
+    noise_dim: int = setting(128, "dimensions of the mixer's input noise", source="paper: 256", gt=0)
+    code_dim: int = setting(32, "dimensions of each layer's code", source="paper: 64 to 256", gt=0)
     mixer: bool = setting(True, "off: independent Gaussian codes, the paper's ablation; leaves the discriminator idle")
-    mixer_hidden: tuple[Width, ...] = setting((256, 256), "hidden widths of the mixer", source="paper: 512, 512")
+    mixer_hidden: tuple[Width, ...] = setting((128, 128), "hidden widths of the mixer", source="paper: 512, 512")
     generator_hidden: tuple[Width, ...] = setting(
-        (64, 64),
+        (64,),
         "hidden widths of each layer's generator",
         source="paper: 512, 512; narrow ones lose nothing here",
     )
@@ -39,13 +40,13 @@ class HyperGANConfig(MethodConfig):
         "one network for each code alone; 'none' is the paper's ablation",
     )
     discriminator_hidden: tuple[Width, ...] = setting(
-        (256, 256), "hidden widths of the discriminator", source="paper: 512, 512"
+        (128, 128), "hidden widths of the discriminator", source="paper: 512, 512"
     )
-    discriminator_batch: int = setting(64, "codes and prior samples per discriminator step", gt=1)
+    discriminator_batch: int = setting(32, "codes and prior samples per discriminator step", gt=1)
     adversarial_weight: float = setting(
         1.0,
         "λ, weight of −log D(code) against the mean negative log likelihood",
-        source="paper, equation 4",
+        source="paper",
         ge=0,
     )
     fixed_generator_scale: float = setting(
@@ -56,16 +57,23 @@ class HyperGANConfig(MethodConfig):
         ge=0,
     )
     weight_noise: float = setting(
-        0.0, "independent Gaussian noise on every generated weight, as a share of its initial standard deviation", ge=0
+        0.4,
+        "generated weights (not biases, and not those of the first layer) are multiplied by 1 + this × N(0, 1), "
+        "independently; the paper has none",
+        source="Gaussian dropout on weights, arXiv:1506.02557",
+        ge=0,
     )
-    weight_gain: float = setting(1.0, "generated weights start with standard deviation gain/√fan-in", gt=0)
+    weight_gain: float = setting(0.4, "generated weights start with standard deviation gain/√fan-in", gt=0)
     prior_weight: float = setting(
-        0.0,
+        1.0,
         "weight of −log prior of the generated weights, divided by N; the paper has none; above 0 the prior is used",
         ge=0,
     )
-    learning_rate: float = setting(2e-3, "Adam, mixer and generators", gt=0)
-    discriminator_learning_rate: float = setting(1e-3, "Adam, discriminator", gt=0)
+    learning_rate: float = setting(4e-3, "Adam, generators", gt=0)
+    mixer_learning_rate: float = setting(
+        1e-4, "Adam, mixer; lower, because Adam would turn the small adversarial gradient into full steps", ge=0
+    )
+    discriminator_learning_rate: float = setting(3e-4, "Adam, discriminator", gt=0)
     final_learning_rate: float = setting(
         0.05, "share of the learning rate left when the budget is spent (cosine)", ge=0, le=1
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,7 @@ class LayerGenerator(nn.Module):
 
     Args:
         initial: the layer's parameters by full name, with their starting values.
-        gain, fixed_scale, noise_scale: see ``HyperGANConfig``: ``weight_gain``, ``fixed_generator_scale`` (0
-            leaves the frozen random part out) and ``weight_noise``.
+        gain, fixed_scale: see ``HyperGANConfig``: ``weight_gain`` and ``fixed_generator_scale``.
     """
 
     base: Tensor
@@ -45,7 +43,6 @@ class LayerGenerator(nn.Module):
         *,
         gain: float,
         fixed_scale: float,
-        noise_scale: float,
     ):
         super().__init__()
         self.shapes = {name: value.shape for name, value in initial.items()}
@@ -62,22 +59,14 @@ class LayerGenerator(nn.Module):
             self.register_buffer("scale", torch.ones(size))
             with torch.no_grad():
                 self.body[-1].weight.mul_(OTHER_STD)  # type: ignore[operator]
-            fixed_scale, noise_scale = fixed_scale * OTHER_STD, noise_scale * OTHER_STD
-        self.noise_scale = noise_scale
+            fixed_scale *= OTHER_STD
         fixed = torch.randn(code_dim, size) * (fixed_scale / math.sqrt(code_dim)) if fixed_scale else None
         self.register_buffer("fixed", fixed)
 
-    @property
-    def size(self) -> int:
-        """Number of parameters generated."""
-        return len(self.base)
-
-    def forward(self, code: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, code: Tensor) -> dict[str, Tensor]:
         unit = self.body(code)
         if self.fixed is not None:
             unit = torch.addmm(unit, code, self.fixed)
-        if noise is not None:
-            unit = torch.add(unit, noise, alpha=self.noise_scale)
         return self._split(torch.addcmul(self.base, self.scale, unit))
 
     def anchors(self, code: Tensor) -> dict[str, Tensor]:
@@ -114,26 +103,40 @@ class Generators(nn.Module):
             layers.setdefault(layer_of(name), {})[name] = value
         self.code_dim = code_dim
         generators = [
-            LayerGenerator(parameters, code_dim, hidden, gain=gain, fixed_scale=fixed_scale, noise_scale=noise_scale)
+            LayerGenerator(parameters, code_dim, hidden, gain=gain, fixed_scale=fixed_scale)
             for parameters in layers.values()
         ]
         self.layers: Sequence[LayerGenerator] = nn.ModuleList(generators)  # type: ignore[assignment]
+        self.noise_scale = noise_scale
+        matrices = {
+            name: value.shape
+            for parameters in layers.values()
+            for name, value in parameters.items()
+            if value.dim() >= 2
+        }
+        first = layer_of(next(iter(matrices), ""))  # its noise would be noise on the data
+        self._noisy = {name: shape for name, shape in matrices.items() if noise_scale and layer_of(name) != first}
 
     @property
     def code_size(self) -> int:
+        """Length of a mixed code, L·d."""
         return len(self.layers) * self.code_dim
 
     @property
-    def size(self) -> int:
-        """P, the number of parameters generated for one network."""
-        return sum(layer.size for layer in self.layers)
+    def noise_size(self) -> int:
+        """Length Z of the weight noise of one network; 0 where it is switched off."""
+        return sum(shape.numel() for shape in self._noisy.values())
 
-    def forward(self, codes: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """With ``noise`` ``[S, P]`` from N(0, 1), every weight gets its own on top of what its code says."""
+    def forward(self, codes: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Generate. ``noise`` ``[S, Z]`` from N(0, 1) multiplies weights by 1 + ``noise_scale``·noise."""
         weights: dict[str, Tensor] = {}
-        parts = noise.split([layer.size for layer in self.layers], dim=1) if noise is not None else repeat(None)
-        for layer, code, part in zip(self.layers, codes.split(self.code_dim, dim=1), parts, strict=False):
-            weights.update(layer(code, part))
+        for layer, code in zip(self.layers, codes.split(self.code_dim, dim=1), strict=True):
+            weights.update(layer(code))
+        pieces = noise.split([shape.numel() for shape in self._noisy.values()], dim=1)
+        for (name, shape), piece in zip(self._noisy.items(), pieces, strict=True):
+            weights[name] = torch.addcmul(
+                weights[name], weights[name], piece.unflatten(1, shape), value=self.noise_scale
+            )
         return weights
 
     @torch.no_grad()

@@ -71,8 +71,10 @@ class HyperGAN(WeightPosterior):
                 device=self.device,
             )
             loop.note(f"mixer pre-trained for {steps} steps, to {excess:.2f} times the distance of a prior sample")
-        trained = [*self.generators.parameters(), *(mixer.parameters() if mixer else ())]
-        optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+        groups = [{"params": list(self.generators.parameters()), "lr": config.learning_rate}]
+        if mixer is not None:
+            groups.append({"params": list(mixer.parameters()), "lr": config.mixer_learning_rate})
+        optimizer = torch.optim.Adam(groups, fused=True)
         state: dict[str, HasState] = {**self._parts(), "optimizer": optimizer}
         decays = [cosine_decay(optimizer, config.final_learning_rate)]
         train_discriminator: Callable[[], dict[str, Tensor]] = dict
@@ -143,12 +145,12 @@ class HyperGAN(WeightPosterior):
             patience=config.patience,
         )
 
-    def _noise(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Input noise ``[n, noise_dim]`` and weight noise ``[n, P]``, network by network: draws are nested."""
-        inputs = self.mixer.noise_dim if self.mixer else self.generators.code_size
-        size = inputs + (self.generators.size if self.config.weight_noise else 0)
-        rows = torch.stack([torch.randn(size, generator=rng) for _ in range(n)]).to(self.device)
-        return rows[:, :inputs], rows[:, inputs:] if self.config.weight_noise else None
+    def _noise(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Input noise ``[n, noise_dim]`` and weight noise ``[n, Z]``, network by network: draws are nested."""
+        sizes = [self.mixer.noise_dim if self.mixer else self.generators.code_size, self.generators.noise_size]
+        rows = torch.stack([torch.randn(sum(sizes), generator=rng) for _ in range(n)]).to(self.device)
+        inputs, weight_noise = rows.split(sizes, dim=1)
+        return inputs, weight_noise
 
     def _codes(self, noise: Tensor) -> Tensor:
         """Mixed codes ``[n, L·d]``."""

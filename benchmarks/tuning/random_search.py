@@ -25,16 +25,14 @@ from bayes_bench.tasks import Task, build_task
 SEEDS = (100, 101)
 SPACES = {
     "hypergan": {
-        ("networks", "batch_size"): [(4, 16), (8, 8), (4, 32)],
-        "code_dim": [16, 32, 64],
-        "noise_dim": [64, 256],
+        "code_dim": [32, 64],
         "generator_hidden": [(64,), (64, 64)],
-        "weight_gain": [0.3, 0.4, 0.577, 0.8],
-        "weight_noise": [0.3, 0.5, 0.7],
-        "fixed_generator_scale": [0.0, 0.0, 0.5],
-        "prior_weight": [0.5, 1.0, 2.0],
-        "learning_rate": [1e-3, 2e-3, 3e-3],
-        "adversarial_weight": [0.01, 0.1, 1.0],
+        "weight_gain": [0.3, 0.4, 0.577],
+        "weight_noise": [0.2, 0.3, 0.4, 0.5],
+        "fixed_generator_scale": [0.0, 0.5],
+        "prior_weight": [1.0, 2.0, 3.0],
+        "learning_rate": [2e-3, 4e-3, 6e-3],
+        "adversarial_weight": [0.003, 0.01, 0.03, 0.1],
         "discriminator_learning_rate": [1e-4, 3e-4],
     },
     "mcdropout": {

@@ -1,0 +1,80 @@
+"""What a user installs: the wheel, in an environment of its own, used from another folder. Never skipped."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """An environment with only the wheel of ours, over the packages that the running one has."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    scripts = folder / ("Scripts" if os.name == "nt" else "bin")
+    python = scripts / "python"
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip())
+    # A line in a .pth adds the parent's packages behind this environment's own, without its editable installs.
+    (site / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return scripts, site
+
+
+def run(installed, *arguments, cwd):
+    scripts, _ = installed
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(scripts / arguments[0]), *arguments[1:]]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def test_the_wheel_holds_what_it_should(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for suite in (ROOT / "benchmarks").glob("*.toml"):
+        assert f"bayes_bench/suites/{suite.name}" in names
+    for source in [*(ROOT / "bayes_bench").rglob("*"), *(ROOT / "baselines" / "bayes_bench_baselines").rglob("*.py")]:
+        if source.is_file() and "__pycache__" not in source.parts:
+            base = ROOT / "baselines" if "baselines" in source.relative_to(ROOT).parts[0] else ROOT
+            assert source.relative_to(base).as_posix() in names
+    assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", "baselines", "reports")]
+
+
+def test_methods_are_found(installed, tmp_path):
+    done = run(installed, "bayes-bench", "list", "methods", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("hypergan", "mcdropout", "ensemble", "map"):
+        assert name in done.stdout
+    where = run(installed, "python", "-c", "import bayes_bench; print(bayes_bench.__file__)", cwd=tmp_path).stdout
+    assert Path(where.strip()).is_relative_to(installed[1]), "the wheel must be what is tested, not the checkout"
+
+
+def test_a_small_run_from_another_folder(installed, tmp_path):
+    arguments = ["run", "digits", "cubic", "--methods", "hypergan,mcdropout", "--seeds", "0", "--budget-scale", "0.05"]
+    done = run(installed, "bayes-bench", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "reports" / "runs" / "digits+cubic"
+    for name in ("results.csv", "summary.csv", "report.html", "run.json"):
+        assert (folder / name).stat().st_size > 0
+    records = sorted(path.parent.parent.name for path in folder.glob("jobs/*/*/*/record.json"))
+    assert records == ["hypergan", "hypergan", "mcdropout", "mcdropout"]
+    again = run(installed, "bayes-bench", *arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
