@@ -29,13 +29,15 @@ class Likelihood(ABC):
     kind: Literal["classification", "regression"]
     output_width: int
     """K, the width of the network's output."""
+    target_width: int
+    """D, the dimensions of a regression target; 0 for classification."""
 
     def initial_parameters(self) -> dict[str, Tensor]:
         """Starting values of the reserved entries; empty where nothing is learned."""
         return {}
 
     def log_prior(self, weights: Mapping[str, Tensor]) -> Tensor | float:
-        """Log prior density of the reserved entries, ``[S]`` (up to no constant); 0 where there are none."""
+        """Normalised log prior density of the reserved entries, ``[S]``; 0 where there are none."""
         return 0.0
 
     @abstractmethod
@@ -68,6 +70,7 @@ class Categorical(Likelihood):
         if num_classes < 2:
             raise UsageError(f"Categorical needs at least 2 classes, got {num_classes}")
         self.output_width = num_classes
+        self.target_width = 0
 
     def nll(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         y = y.expand(outputs.shape[:-1])
@@ -89,10 +92,14 @@ class Gaussian(Likelihood):
     def __init__(
         self, noise_std: float | Literal["learned"] = "learned", dimensions: int = 1, initial_std: float = 0.5
     ):
-        if noise_std != "learned" and not noise_std > 0:
-            raise UsageError(f"Gaussian: noise_std must be positive or 'learned', got {noise_std!r}")
+        known = isinstance(noise_std, int | float) and 0 < noise_std < math.inf
+        if not known and noise_std != "learned":
+            raise UsageError(f"Gaussian: noise_std must be a positive number or 'learned', got {noise_std!r}")
+        if not 0 < initial_std < math.inf:
+            raise UsageError(f"Gaussian: initial_std must be a positive number, got {initial_std!r}")
+        _check_dimensions(self, dimensions)
         self.noise_std = noise_std
-        self.output_width = dimensions
+        self.output_width = self.target_width = dimensions
         self.initial_std = initial_std
 
     def initial_parameters(self) -> dict[str, Tensor]:
@@ -115,7 +122,8 @@ class Gaussian(Likelihood):
         return {"mean": outputs, "noise_std": log_std.exp().expand(outputs.shape)}
 
     def __repr__(self) -> str:
-        return f"Gaussian(noise_std={self.noise_std!r}, dimensions={self.output_width})"
+        start = f", initial_std={self.initial_std!r}" if self.noise_std == "learned" else ""
+        return f"Gaussian(noise_std={self.noise_std!r}, dimensions={self.output_width}{start})"
 
 
 class HeteroscedasticGaussian(Likelihood):
@@ -124,7 +132,8 @@ class HeteroscedasticGaussian(Likelihood):
     kind = "regression"
 
     def __init__(self, dimensions: int = 1):
-        self.dimensions = dimensions
+        _check_dimensions(self, dimensions)
+        self.dimensions = self.target_width = dimensions
         self.output_width = 2 * dimensions
 
     def nll(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -137,6 +146,11 @@ class HeteroscedasticGaussian(Likelihood):
 
     def __repr__(self) -> str:
         return f"HeteroscedasticGaussian({self.dimensions})"
+
+
+def _check_dimensions(likelihood: Likelihood, dimensions: int) -> None:
+    if dimensions < 1:
+        raise UsageError(f"{type(likelihood).__name__}: a target needs at least 1 dimension, got {dimensions}")
 
 
 def _gaussian_nll(y: Tensor, mean: Tensor, log_std: Tensor | float) -> Tensor:

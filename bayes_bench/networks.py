@@ -28,12 +28,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+def _activation(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise UsageError(unknown_name("activation", name, ACTIVATIONS))
+    return ACTIVATIONS[name]()
+
+
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, activation: str = "relu") -> nn.Sequential:
     """A multilayer perceptron: x ``[B, ...]`` with ``inputs`` features in all → ``[B, outputs]``."""
     widths = [inputs, *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
+        layers += [nn.Linear(fan_in, fan_out), _activation(activation)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
 
@@ -60,7 +66,7 @@ def convnet(
     for out_channels in channels:
         layers += [
             nn.Conv2d(in_channels, out_channels, kernel, padding=padding),
-            ACTIVATIONS[activation](),
+            _activation(activation),
             nn.MaxPool2d(pool),
         ]
         height, width = ((side + 2 * padding - kernel + 1) // pool for side in (height, width))
@@ -137,7 +143,7 @@ def build_network(
         PluginError: the named entry point cannot be imported.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed every GPU
         if isinstance(spec, MLPSpec):
             return mlp(math.prod(input_shape), spec.hidden, outputs, spec.activation)
         if isinstance(spec, CustomNetworkSpec):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, final
 
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -29,12 +30,13 @@ from bayes_bench.likelihood import RESERVED, Likelihood
 from bayes_bench.predictive import (
     ClassPrediction,
     ValuePrediction,
+    concatenate,
     log_mixture_nll,
     summarise_classes,
     summarise_values,
 )
 from bayes_bench.prior import GaussianPrior
-from bayes_bench.settings import MethodConfig
+from bayes_bench.settings import MethodConfig, explain
 from bayes_bench.stacked import MEMORY_LIMIT, StackedNetwork
 from bayes_bench.store import replacing
 from bayes_bench.training import FitSummary, Monitor, TrainingLoop
@@ -78,7 +80,7 @@ class WeightPosterior(ABC):
         self.device = torch.device("cpu")
         self.fitted = False
         parameters = dict(self.network.named_parameters())
-        self.frozen = {name: p.detach() for name, p in parameters.items() if not p.requires_grad}
+        self.frozen = {name: p.detach().clone() for name, p in parameters.items() if not p.requires_grad}
         """Parameters with ``requires_grad=False``: point-estimated, the same in every sample."""
         self.initial = {
             **{name: p.detach().clone() for name, p in parameters.items() if p.requires_grad},
@@ -140,16 +142,19 @@ class WeightPosterior(ABC):
             data = FitData(Examples(*data))
         if budget < 1:
             raise UsageError(f"the budget must be at least 1 gradient evaluation, got {budget}")
-        self.device = resolve_device(device)
+        resolved = resolve_device(device)
         self._check_data(data)
-        data = data.to(self.device)
-        self._to_device()
+        self.fitted = False  # a fit that fails leaves no half-trained posterior behind
+        self._to_device(resolved)
+        data = data.to(resolved)
         loop = TrainingLoop(budget, monitor)
         started = time.perf_counter()
         self._fit(data, loop, torch.Generator().manual_seed(seed))
         self.fitted = True
         # The draw proves that the method works and that its weights are finite before anything is stored.
-        self.sample(1, seed=seed)
+        self.fitted = False
+        self._draw(8, seed)
+        self.fitted = True
         return loop.summary(
             seconds=time.perf_counter() - started,
             parameters_stored=sum(value.numel() for value in self._state().values()),
@@ -172,6 +177,10 @@ class WeightPosterior(ABC):
             raise UsageError(f"cannot sample {n} networks; ask for at least 1")
         if not self.fitted:
             raise UsageError(f"{type(self).__name__} has no weights yet; call fit or load first")
+        return self._draw(n, seed)
+
+    @torch.no_grad()
+    def _draw(self, n: int, seed: int) -> WeightSamples:
         size = n if self.support is None else min(n, self.support)
         weights = self.complete(self._sample(size, torch.Generator().manual_seed(seed)))
         self._check_weights(weights, size)
@@ -189,11 +198,15 @@ class WeightPosterior(ABC):
         self, x: Tensor, weights: Mapping[str, Tensor], *, memory_limit: int = MEMORY_LIMIT
     ) -> ClassPrediction | ValuePrediction:
         """Mean, entropy and mutual information, or the variances of a regression, of the mixture on x ``[B, ...]``."""
-        outputs = self.outputs(x, weights, memory_limit=memory_limit)
-        predicted = self.likelihood.predict(outputs, weights)
-        if self.likelihood.kind == "classification":
-            return summarise_classes(predicted["log_probs"])
-        return summarise_values(**predicted)
+        networks = next(iter(weights.values())).shape[0]
+        # In chunks of examples: the outputs of all networks are held, in float64, for one chunk alone.
+        rows = max(1, memory_limit // (64 * networks * self.likelihood.output_width))
+        parts: list[Any] = []
+        for chunk in x.split(rows):
+            predicted = self.likelihood.predict(self.outputs(chunk, weights, memory_limit=memory_limit), weights)
+            classes = self.likelihood.kind == "classification"
+            parts.append(summarise_classes(predicted["log_probs"]) if classes else summarise_values(**predicted))
+        return concatenate(parts)
 
     @final
     def state_dict(self) -> dict[str, Tensor]:
@@ -201,8 +214,9 @@ class WeightPosterior(ABC):
         return {name: value.detach().cpu() for name, value in self._state().items()}
 
     @final
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._to_device()
+    def load_state_dict(self, state: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> None:
+        """Take over what ``state_dict`` gave, onto ``device``."""
+        self._to_device(resolve_device(device))
         self._load_state({name: value.to(self.device) for name, value in state.items()})
         self.fitted = True
 
@@ -234,6 +248,8 @@ class WeightPosterior(ABC):
         network: nn.Module,
         likelihood: Likelihood,
         prior: GaussianPrior | None = None,
+        *,
+        device: str | torch.device = "cpu",
     ) -> Self:
         """Read what ``save`` wrote, for the same network architecture.
 
@@ -249,17 +265,28 @@ class WeightPosterior(ABC):
         expected = f"{cls.__module__}:{cls.__qualname__}"
         if about.get("method") != expected:
             raise DataError(f"{path} holds a posterior of {about.get('method', 'no known method')}, not {expected}")
-        posterior = cls(network, likelihood, prior, cls.Config(**about.get("config", {})))
+        try:
+            config = cls.Config(**about.get("config", {}))
+        except ValidationError as error:
+            raise DataError(f"{path}: {explain(error, 'its settings')}; was it written by another version?") from error
+        posterior = cls(network, likelihood, prior, config)
         if about.get("fingerprint") != posterior.fingerprint():
-            raise DataError(f"{path} was fitted to another network; build the network that it was saved with")
-        posterior.load_state_dict(state)
+            raise DataError(f"{path} was fitted to another network or likelihood; build those that it was saved with")
+        try:
+            posterior.load_state_dict(state, device=device)
+            posterior._draw(1, 0)
+        except (PluginError, RuntimeError, KeyError, IndexError) as error:
+            raise DataError(f"{path} does not hold all that {expected} needs: {error}") from error
         return posterior
 
     @final
     def fingerprint(self) -> str:
-        """SHA-256 of the network's architecture: its printed form and the names and shapes of its parameters."""
-        description = repr(self.network) + repr([(name, tuple(shape)) for name, shape in self.shapes.items()])
-        return hashlib.sha256(description.encode()).hexdigest()
+        """SHA-256 over the network's printed form, its parameters' names and shapes, frozen values, and likelihood."""
+        shapes = [(name, tuple(shape)) for name, shape in self.shapes.items()]
+        digest = hashlib.sha256(f"{self.network!r} {shapes} {self.likelihood!r}".encode())
+        for value in self.frozen.values():
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     # Help for methods -------------------------------------------------------------------------------------
 
@@ -271,24 +298,30 @@ class WeightPosterior(ABC):
         For module initialisers, which take no generator.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+            # The CPU's generator alone: torch.manual_seed would reseed every GPU as well.
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=rng)))
             yield
 
     @final
-    def initial_weights(self, n: int, rng: torch.Generator) -> WeightSamples:
+    def initial_weights(self, n: int, rng: torch.Generator, loop: TrainingLoop) -> WeightSamples:
         """``n`` independent initialisations, name → ``[n, *shape]``, by each layer's own ``reset_parameters``.
 
-        Parameters of modules without that method start at the values they had in the user's network.
+        Parameters of modules without that method start at the values they had in the user's network; the
+        record of the fit names them.
         """
         network = copy.deepcopy(self.network).cpu()
         draws = []
         with self.seeded(rng):
             for _ in range(n):
-                for module in network.modules():
-                    reset = getattr(module, "reset_parameters", None)
-                    if callable(reset):
-                        reset()
+                reset = set()
+                for name, module in network.named_modules():
+                    initialise = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+                    if callable(initialise):
+                        initialise()
+                        reset |= {f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)}
                 draws.append({name: p.detach().clone() for name, p in network.named_parameters()})
+        if same := sorted(self.initial.keys() & draws[0].keys() - reset):
+            loop.note(f"no reset_parameters for {', '.join(same)}: they start at the values of the given network")
         return {
             name: (
                 torch.stack([draw[name] for draw in draws]).to(self.device)
@@ -302,7 +335,8 @@ class WeightPosterior(ABC):
     def complete(self, weights: Mapping[str, Tensor]) -> WeightSamples:
         """Add the frozen parameters to weights ``[S, ...]`` of the others, expanded and not copied."""
         size = next(iter(weights.values())).shape[0]
-        return {**weights, **{name: value.expand(size, *value.shape) for name, value in self.frozen.items()}}
+        # A copy, expanded: the stacked engine sees the sharing, and who overwrites a sample harms nothing else.
+        return {**weights, **{name: value.clone().expand(size, *value.shape) for name, value in self.frozen.items()}}
 
     @final
     def loss(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -318,7 +352,8 @@ class WeightPosterior(ABC):
         examples they classify differently; ``epistemic_std`` its counterpart for regression; ``weight_spread``
         the std/mean of the L2 norms of the whole weight vectors.
         """
-        norms = torch.stack([w.reshape(len(w), -1).norm(dim=1) for w in weights.values()]).norm(dim=0)
+        own = [w.reshape(len(w), -1).norm(dim=1) for name, w in weights.items() if not name.startswith(RESERVED)]
+        norms = torch.stack(own).norm(dim=0)
         scores = {"weight_spread": float(norms.std(correction=0) / norms.mean())} if len(norms) > 1 else {}
         if data.validation is None:
             return scores
@@ -347,8 +382,9 @@ class WeightPosterior(ABC):
 
     # Checks -----------------------------------------------------------------------------------------------
 
-    def _to_device(self) -> None:
-        self.network.to(self.device)
+    def _to_device(self, device: torch.device) -> None:
+        self.device = device
+        self.network.to(device)
         self.initial = {name: value.to(self.device) for name, value in self.initial.items()}
         self.frozen = {name: value.to(self.device) for name, value in self.frozen.items()}
 
@@ -364,9 +400,18 @@ class WeightPosterior(ABC):
                     )
                 if int(y.min()) < 0 or int(y.max()) >= classes:
                     raise DataError(f"{label} targets must lie in 0…{classes - 1}, got {int(y.min())}…{int(y.max())}")
-            elif not y.is_floating_point() or y.dim() != 2:
-                raise DataError(f"{label} targets must be floats of shape [N, D], got {y.dtype} of {list(y.shape)}")
-        probe = data.train.x[:2].to(next(self.network.parameters()).device)
+            elif not y.is_floating_point() or y.dim() != 2 or y.shape[1] != self.likelihood.target_width:
+                raise DataError(
+                    f"{label} targets must be floats of shape [N, {self.likelihood.target_width}], got {y.dtype} of "
+                    f"{list(y.shape)}"
+                )
+        parameter = next(self.network.parameters())
+        probe = data.train.x[:2].to(parameter.device)
+        if probe.is_floating_point() and probe.dtype != parameter.dtype:
+            raise DataError(
+                f"the inputs are {probe.dtype} and the network's weights {parameter.dtype}; convert one of them, "
+                "e.g. x.float()"
+            )
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 outputs, again = self.network(probe), self.network(probe)
@@ -432,6 +477,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"unknown device {device!r}; use 'auto', 'cpu' or 'cuda'") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {str(device)!r} is not supported; use 'auto', 'cpu' or 'cuda'")
+    if resolved.type == "cuda" and torch.cuda.is_available() and (resolved.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {str(device)!r} asked for, but there are {torch.cuda.device_count()} GPUs")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("device 'cuda' asked for, but PyTorch finds no GPU; use --device cpu or auto")
     return resolved

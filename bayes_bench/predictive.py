@@ -6,7 +6,8 @@ Probabilities are averaged, never logits. Reductions accumulate in float64. Entr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -74,6 +75,19 @@ def summarise_values(mean: Tensor, noise_std: Tensor) -> ValuePrediction:
     """Summarise the networks' means and noise standard deviations, both ``[S, B, D]``."""
     mean = mean.double()
     return ValuePrediction(mean.mean(0), mean.var(0, correction=0), (noise_std.double() ** 2).mean(0), mean.shape[0])
+
+
+def concatenate(
+    parts: Sequence[ClassPrediction] | Sequence[ValuePrediction],
+) -> ClassPrediction | ValuePrediction:
+    """Join the summaries of consecutive chunks of examples."""
+    first = parts[0]
+    joined = {
+        field.name: torch.cat([getattr(part, field.name) for part in parts])
+        for field in fields(first)
+        if isinstance(getattr(first, field.name), Tensor)
+    }
+    return replace(first, **joined)  # type: ignore[arg-type]
 
 
 def log_mixture_nll(nll: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class GaussianPrior:
     scaling: Literal["none", "fan_in"] = "none"
 
     def __post_init__(self) -> None:
-        if not (self.std > 0 and math.isfinite(self.std)):
+        if not isinstance(self.std, int | float) or not 0 < self.std < math.inf:
             raise UsageError(f"GaussianPrior: std must be a positive number, got {self.std}")
         if self.scaling not in ("none", "fan_in"):
             raise UsageError(f"GaussianPrior: scaling must be 'none' or 'fan_in', got {self.scaling!r}")
@@ -46,7 +46,8 @@ class GaussianPrior:
             for name, w in weights.items()
             if not name.startswith(RESERVED)
         ]
-        return torch.stack(terms).sum(0)
+        # A likelihood's entries alone have no penalty: every network parameter may be frozen.
+        return torch.stack(terms).sum(0) if terms else next(iter(weights.values())).new_zeros(())
 
     def log_prob(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Log density per network, ``[S]``, with its constant; reserved entries belong to the likelihood."""

@@ -107,7 +107,7 @@ class TrainingLoop:
                 f"the budget of {self.budget:,} gradient evaluations is too small; at least "
                 f"{math.ceil(self.spent + evaluations):,} are needed"
             )
-        self.spent += evaluations
+        self._spend(evaluations)
 
     def run(
         self,
@@ -155,7 +155,7 @@ class TrainingLoop:
             if validate and (last or (due and self.spent + cost + 2 * reserve <= self.budget)):
                 checks = int((self.spent - start) * validations / span)
                 row = {"evaluations": self.spent, **_numbers(latest), **validate()}
-                self.spent += reserve
+                self._spend(reserve)
                 self.history.append(row)
                 self._guard(row)
                 # Without validation data there is nothing to select by: every snapshot is as good as the next.
@@ -172,7 +172,7 @@ class TrainingLoop:
             if schedule:
                 schedule((self.spent - start) / span)
             latest = step()
-            self.spent += cost
+            self._spend(cost)
             self.steps += 1
             if self.steps % GUARD_EVERY == 0:
                 numbers = _numbers(latest)
@@ -186,10 +186,15 @@ class TrainingLoop:
         if self._monitor:
             self._monitor.progress(self.spent, self.budget, _numbers(latest))
 
+    def _spend(self, evaluations: float) -> None:
+        # Rounded, so that sums of thirds do not exceed a budget by rounding errors.
+        self.spent = round(self.spent + evaluations, 6)
+
     def _guard(self, numbers: Mapping[str, float]) -> None:
-        for name in ("loss", "val_nll"):
-            value = numbers.get(name, 0.0)
-            if not math.isfinite(value):
+        loss, score = numbers.get("loss", 0.0), numbers.get("val_nll", 0.0)
+        # An infinite validation NLL is a bad score, not a broken fit: an earlier snapshot may be fine.
+        for name, value, bad in (("loss", loss, not math.isfinite(loss)), ("val_nll", score, math.isnan(score))):
+            if bad:
                 raise DivergenceError(
                     f"training diverged: {name} is {value} after {self.steps:,} steps; lower the learning rate"
                 )

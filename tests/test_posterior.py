@@ -10,6 +10,7 @@ from bayes_bench import (
     Examples,
     FitData,
     Gaussian,
+    HeteroscedasticGaussian,
     HyperGAN,
     HyperGANConfig,
     UnsupportedNetworkError,
@@ -78,7 +79,7 @@ def test_the_validation_set_is_checked_too():
 def test_regression_targets_need_a_dimension():
     problem = regression()
     data = problem.data.train.x, problem.data.train.y[:, 0]
-    with pytest.raises(DataError, match=r"floats of shape \[N, D\]"):
+    with pytest.raises(DataError, match=r"floats of shape \[N, 1\]"):
         MAP(problem.network, problem.likelihood).fit(data, budget=1000)
 
 
@@ -153,6 +154,67 @@ def test_disagreement_is_the_share_of_differing_pairs():
     pairs = [(votes[i] != votes[j]).double().mean() for i in range(6) for j in range(i)]
     found = posterior.validation_scores(problem.data, weights)["disagreement"]
     assert found == pytest.approx(float(torch.stack(pairs).mean()))
+
+
+def test_targets_of_the_wrong_width_do_not_broadcast():
+    x, y = torch.randn(40, 3), torch.randn(40, 2)
+    for likelihood, outputs in ((Gaussian(0.5, dimensions=1), 1), (HeteroscedasticGaussian(1), 2)):
+        with pytest.raises(DataError, match=r"shape \[N, 1\], got .* of \[40, 2\]"):
+            MAP(nn.Linear(3, outputs), likelihood).fit((x, y), budget=1000)
+
+
+def test_the_validation_nll_is_the_mixtures():
+    problem = classification()
+    posterior = MAP(problem.network, problem.likelihood)
+    rng = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(6, *p.shape, generator=rng) for name, p in problem.network.named_parameters()}
+    x, y = problem.data.validation.x, problem.data.validation.y
+    probs = posterior.outputs(x, weights).double().softmax(-1).mean(0)
+    expected = -probs[torch.arange(len(y)), y].log().mean()
+    assert posterior.validation_scores(problem.data, weights)["val_nll"] == pytest.approx(float(expected))
+
+
+def test_a_failed_refit_leaves_no_posterior():
+    problem = classification()
+    posterior = problem.fit(MAP, budget=3000)
+    with pytest.raises(UsageError, match="too small"):
+        posterior.fit(problem.data, budget=10)
+    with pytest.raises(UsageError, match="no weights yet"):
+        posterior.sample(1, seed=0)
+
+
+def test_another_likelihood_or_frozen_value_is_another_posterior(tmp_path):
+    problem = regression()
+    posterior = MAP(problem.network, Gaussian(0.1))
+    posterior.fit(problem.data, budget=3000)
+    path = tmp_path / "posterior.safetensors"
+    posterior.save(path)
+    with pytest.raises(DataError, match="another network or likelihood"):
+        MAP.load(path, problem.network, Gaussian(0.2))
+
+
+def test_equal_posteriors_are_equal_files(fitted, tmp_path):
+    fitted.save(tmp_path / "a")
+    fitted.save(tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_inputs_of_another_precision_are_named():
+    problem = classification()
+    data = problem.data.train.x.double(), problem.data.train.y
+    with pytest.raises(DataError, match=r"torch.float64 and the network's weights torch.float32"):
+        MAP(problem.network, problem.likelihood).fit(data, budget=1000)
+
+
+def test_many_examples_are_predicted_in_chunks_alike():
+    problem = classification()
+    posterior = problem.fit(MAP, budget=3000)
+    weights = posterior.sample(1, seed=0)
+    x = problem.data.train.x
+    whole, chunked = posterior.predict(x, weights), posterior.predict(x, weights, memory_limit=64 * 3 * 10)
+    torch.testing.assert_close(whole.mean, chunked.mean)
+    torch.testing.assert_close(whole.entropy, chunked.entropy)
+    assert chunked.networks == 1
 
 
 def test_gaussian_targets_of_several_dimensions():

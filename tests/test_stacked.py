@@ -64,7 +64,30 @@ class Branching(nn.Module):
         return out if out.sum() > 0 else -out
 
 
+class SizeArithmetic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 3, 3), nn.Linear(48, 2)
+
+    def forward(self, x):
+        h = self.conv(x)
+        return self.head(h.view(h.size(0), h.size(1) * h.size(2) * h.size(3)))
+
+
+class Keywords(nn.Module):
+    """Spellings that the plan does not know must fall back, not crash."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.layer(x)
+        return torch.cat([h, h], axis=1)
+
+
 PLANNED = {
+    "sizes multiplied": (SizeArithmetic(), (2, 6, 6)),
     "linear": (nn.Linear(4, 3), (4,)),
     "linear without bias": (nn.Linear(4, 3, bias=False), (4,)),
     "linear on sequences": (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (5, 4)),
@@ -110,6 +133,8 @@ PLANNED = {
     "tied weights": (Tied(), (4,)),
 }
 FALLBACKS = {
+    "keyword spelling": (Keywords(), (4,)),
+    "pooling without channels": (nn.Sequential(nn.Linear(4, 4), nn.MaxPool1d(3, 1, 1), nn.Linear(4, 2)), (4,)),
     "direct parameter": (Direct(), (4,)),
     "in-place activation": (nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True)), (4,)),
     "circular padding": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 5)),
@@ -222,6 +247,19 @@ def test_expanded_weights_are_recognised_as_shared(memory_limit):
     rows = 1 if memory_limit == 2**30 else len(x)
     assert calls == [1] * len(calls), "shared convolutions must not be grouped"
     assert len(calls) <= 2 * rows, "the shared prefix must be computed once, not once for every chunk of networks"
+
+
+@pytest.mark.parametrize("name", ["linear", "softmax"])
+def test_a_callers_mistake_changes_no_plan(name):
+    network, shape = (PLANNED | FALLBACKS)[name]
+    stacked = StackedNetwork(network.eval())
+    before, weights = stacked.method, draw(network, 3)
+    with pytest.raises(RuntimeError):
+        stacked(weights, torch.randn(2, shape[0] + 1))
+    assert stacked.method == before
+    torch.testing.assert_close(
+        stacked(weights, torch.ones(2, *shape)), looped(network, weights, torch.ones(2, *shape), False)
+    )
 
 
 def test_missing_or_misshapen_weights_are_errors():

@@ -20,6 +20,7 @@ from bayes_bench import (
 )
 from bayes_bench_baselines.configs import MCDropoutConfig
 
+MASKED_LAYERS = "masked_layers"
 MASKED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -38,32 +39,59 @@ class MCDropout(WeightPosterior):
     uses_prior = True
     config: MCDropoutConfig
 
-    def _layers(self) -> dict[str, nn.Module]:
-        """The layers whose inputs are masked, by name, in the order of the network's modules."""
-        layers = {name: module for name, module in self.network.named_modules() if isinstance(module, MASKED)}
-        masked = dict(list(layers.items())[1:])  # the first one's input is the data
+    _weights: dict[str, Tensor]
+    _masked: list[str]
+
+    def _find_layers(self, x: Tensor) -> list[str]:
+        """Names of the layers whose inputs are masked, in the order in which the network uses them.
+
+        Raises:
+            UnsupportedNetworkError: none is left, or a layer is used twice or shares its weight, so that no
+                one mask belongs to it.
+        """
+        calls: list[str] = []
+        candidates = {name: layer for name, layer in self.network.named_modules() if type(layer) in MASKED}
+        handles = [
+            layer.register_forward_pre_hook(lambda _, __, name=name: calls.append(name))
+            for name, layer in candidates.items()
+        ]
+        try:
+            with torch.no_grad():
+                self.network(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        names = calls[1:]  # the first one's input is the data
         if self.config.where == "linear":
-            masked = {name: layer for name, layer in masked.items() if isinstance(layer, nn.Linear)}
+            names = [name for name in names if isinstance(candidates[name], nn.Linear)]
         elif self.config.where == "last":
-            masked = dict(list(masked.items())[-1:])
-        if not masked:
+            names = names[-1:]
+        names = [name for name in names if _weight(name) not in self.frozen]  # point-estimated: no mask
+        if not names:
             raise UnsupportedNetworkError(
-                f"mcdropout finds no layer to mask with where={self.config.where!r}: it needs a Linear or Conv layer "
-                "after the first one"
+                f"mcdropout finds no layer to mask with where={self.config.where!r}: it needs a trainable Linear or "
+                "Conv layer after the first one"
             )
-        parameters = {id(p): name for name, p in self.network.named_parameters()}
-        tied = [name for name, layer in masked.items() if parameters.get(id(layer.weight)) != _weight(name)]
-        if tied:
-            raise UnsupportedNetworkError(f"mcdropout cannot mask {tied[0]!r}: its weight is tied to another layer's")
-        return masked
+        for name in names:
+            if calls.count(name) > 1 or _weight(name) not in self.initial:
+                raise UnsupportedNetworkError(f"mcdropout cannot mask {name!r}: its weight is used more than once")
+        owners = [self.network.get_submodule(name).weight for name in candidates]
+        for name in names:
+            if sum(weight is self.network.get_submodule(name).weight for weight in owners) > 1:
+                raise UnsupportedNetworkError(f"mcdropout cannot mask {name!r}: its weight is tied to another layer's")
+        return names
+
+    def _layers(self) -> dict[str, nn.Module]:
+        return {name: self.network.get_submodule(name) for name in self._masked}
 
     # Fit --------------------------------------------------------------------------------------------------
 
     def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
         config = self.config
+        self._masked = self._find_layers(data.train.x[:1])
         layers = self._layers()
-        trained = TensorState({name: value[0] for name, value in self.initial_weights(1, rng).items()})
-        self._weights: dict[str, Tensor] = trained
+        trained = TensorState({name: value[0] for name, value in self.initial_weights(1, rng, loop).items()})
+        self._weights = trained
         optimizer = torch.optim.Adam(
             [w.requires_grad_() for w in trained.values()], lr=config.learning_rate, fused=True
         )
@@ -115,8 +143,8 @@ class MCDropout(WeightPosterior):
 
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
             x = inputs[0]
-            if isinstance(layer, nn.Linear):
-                mask = self._mask(x.shape, rng)
+            if isinstance(layer, nn.Linear):  # one mask per example, also for all positions of a sequence
+                mask = self._mask((len(x), *[1] * (x.dim() - 2), x.shape[-1]), rng)
             else:  # whole channels
                 mask = self._mask(x.shape[:2], rng).view(*x.shape[:2], *[1] * (x.dim() - 2))
             return (x * mask,)
@@ -136,23 +164,26 @@ class MCDropout(WeightPosterior):
 
     def _sample(self, n: int, rng: torch.Generator) -> WeightSamples:
         # Expanded, not copied: the stacked engine sees that these are shared by all networks.
-        weights = {name: value.expand(n, *value.shape) for name, value in self._weights.items()}
+        weights = {name: value.clone().expand(n, *value.shape) for name, value in self._weights.items()}
         layers = self._layers()
         # Network by network, so that a draw of k is the start of a draw of n.
         masks = [{name: self._mask((_inputs(layer),), rng) for name, layer in layers.items()} for _ in range(n)]
         for name, layer in layers.items():
-            if (key := _weight(name)) in weights:
-                columns = torch.stack([mask[name] for mask in masks])
-                weights[key] = self._weights[key] * _as_columns(columns, layer)
+            columns = torch.stack([mask[name] for mask in masks])
+            weights[_weight(name)] = self._weights[_weight(name)] * _as_columns(columns, layer)
         return weights
 
     # State ------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Tensor]:
-        return self._weights
+        # Which layers are masked follows from data that a loaded posterior does not have.
+        names = [name for name, _ in self.network.named_modules()]
+        return {**self._weights, MASKED_LAYERS: torch.tensor([names.index(name) for name in self._masked])}
 
     def _load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._weights = dict(state)
+        names = [name for name, _ in self.network.named_modules()]
+        self._masked = [names[position] for position in state[MASKED_LAYERS].tolist()]
+        self._weights = {name: value for name, value in state.items() if name != MASKED_LAYERS}
 
 
 def _weight(layer: str) -> str:

@@ -29,7 +29,7 @@ def fit_members(
         Name → ``[members, *shape]``.
     """
     config = posterior.config
-    weights = TensorState(posterior.initial_weights(members, rng))
+    weights = TensorState(posterior.initial_weights(members, rng, loop))
     optimizer = torch.optim.Adam([w.requires_grad_() for w in weights.values()], lr=config.learning_rate, fused=True)
     batch_size = min(config.batch_size, len(data.train))
     batches = data.train.minibatches(batch_size, rng, networks=members)
@@ -60,7 +60,8 @@ def fit_members(
     loop.run(
         step,
         {"members": weights, "optimizer": optimizer},
-        cost=members * batch_size * (2 if adversarial_epsilon else 1),
+        # With adversarial examples: two forward and backward passes, and one backward pass to the inputs.
+        cost=members * batch_size * (7 / 3 if adversarial_epsilon else 1),
         schedule=cosine_decay(optimizer, config.final_learning_rate),
         validate=lambda: posterior.validation_scores(data, posterior.complete(weights)),
         validation_cost=posterior.validation_cost(data, members),

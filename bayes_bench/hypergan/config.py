@@ -44,9 +44,9 @@ class HyperGANConfig(MethodConfig):
     )
     discriminator_batch: int = setting(32, "codes and prior samples per discriminator step", gt=1)
     adversarial_weight: float = setting(
-        1.0,
+        0.1,
         "λ, weight of −log D(code) against the mean negative log likelihood",
-        source="paper",
+        source="paper: 1",
         ge=0,
     )
     fixed_generator_scale: float = setting(
@@ -57,16 +57,24 @@ class HyperGANConfig(MethodConfig):
         ge=0,
     )
     weight_noise: float = setting(
-        0.4,
+        0.5,
         "generated weights (not biases, and not those of the first layer) are multiplied by 1 + this × N(0, 1), "
         "independently; the paper has none",
         source="Gaussian dropout on weights, arXiv:1506.02557",
         ge=0,
     )
-    weight_gain: float = setting(0.4, "generated weights start with standard deviation gain/√fan-in", gt=0)
+    weight_gain: float = setting(1.0, "generated weights start with standard deviation gain/√fan-in", gt=0)
+    initial_diversity: float = setting(
+        0.3,
+        "share of the initial standard deviation that differs between codes; the rest is one random network for all, "
+        "without which training starts on a long plateau",
+        gt=0,
+        le=1,
+    )
     prior_weight: float = setting(
         1.0,
-        "weight of −log prior of the generated weights, divided by N; the paper has none; above 0 the prior is used",
+        "weight of −log prior of the generated weights, divided by N and centred at the frozen generator's weights; "
+        "the paper has none; above 0 the prior is used",
         ge=0,
     )
     learning_rate: float = setting(4e-3, "Adam, generators", gt=0)
@@ -78,12 +86,12 @@ class HyperGANConfig(MethodConfig):
         0.05, "share of the learning rate left when the budget is spent (cosine)", ge=0, le=1
     )
     pretrain_tolerance: float = setting(
-        0.25,
-        "the mixer's pre-training ends when mean and covariance of its codes differ from the prior's by at most "
-        "(1 + this) times what a sample of the prior itself differs",
+        0.02,
+        "the mixer's pre-training ends when the squared distance of its codes' mean and covariance from those of "
+        "N(0, I) is at most this, per dimension",
         gt=0,
     )
-    pretrain_steps: int = setting(2000, "at most so many pre-training steps of the mixer", ge=0)
+    pretrain_steps: int = setting(500, "at most so many pre-training steps of the mixer", ge=0)
     validation_networks: int = setting(10, "networks drawn for each validation", gt=1)
     keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
     patience: int | None = setting(

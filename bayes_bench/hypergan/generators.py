@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ class LayerGenerator(nn.Module):
 
     Args:
         initial: the layer's parameters by full name, with their starting values.
-        gain, fixed_scale: see ``HyperGANConfig``: ``weight_gain`` and ``fixed_generator_scale``.
+        gain, diversity, fixed_scale: see ``HyperGANConfig``: ``weight_gain``, ``initial_diversity`` and
+            ``fixed_generator_scale``.
     """
 
     base: Tensor
@@ -42,23 +44,30 @@ class LayerGenerator(nn.Module):
         hidden: Sequence[int],
         *,
         gain: float,
+        diversity: float,
         fixed_scale: float,
     ):
         super().__init__()
         self.shapes = {name: value.shape for name, value in initial.items()}
-        values = torch.cat([value.detach().flatten().cpu() for value in initial.values()])
+        self.dtypes = {name: value.dtype for name, value in initial.items()}
+        values = torch.cat([value.detach().flatten().cpu().float() for value in initial.values()])
         size = len(values)
         self.body = unit_scale_mlp(code_dim, hidden, size)
+        head = cast("nn.Linear", self.body[-1])
         matrices = [shape for shape in self.shapes.values() if len(shape) >= 2]
         if matrices:
             self.register_buffer("base", torch.zeros(size))
             self.register_buffer("scale", torch.full((size,), gain / math.sqrt(fan_in(matrices[0]))))
+            # Partly the same network for all codes, which trains from the first step; partly each code's own.
+            with torch.no_grad():
+                head.weight.mul_(diversity)
+                head.bias.normal_(std=math.sqrt(1 - diversity**2))
         else:
             # A narrow start rather than a small scale, which would slow down learning as well.
             self.register_buffer("base", values)
             self.register_buffer("scale", torch.ones(size))
             with torch.no_grad():
-                self.body[-1].weight.mul_(OTHER_STD)  # type: ignore[operator]
+                head.weight.mul_(OTHER_STD)
             fixed_scale *= OTHER_STD
         fixed = torch.randn(code_dim, size) * (fixed_scale / math.sqrt(code_dim)) if fixed_scale else None
         self.register_buffer("fixed", fixed)
@@ -79,7 +88,7 @@ class LayerGenerator(nn.Module):
         """``[S, size]`` → name → ``[S, *shape]``."""
         pieces = flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
         return {
-            name: piece.unflatten(1, shape) if shape else piece.squeeze(1)
+            name: (piece.unflatten(1, shape) if shape else piece.squeeze(1)).to(self.dtypes[name])
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
 
@@ -94,6 +103,7 @@ class Generators(nn.Module):
         hidden: Sequence[int],
         *,
         gain: float,
+        diversity: float,
         fixed_scale: float,
         noise_scale: float,
     ):
@@ -103,7 +113,7 @@ class Generators(nn.Module):
             layers.setdefault(layer_of(name), {})[name] = value
         self.code_dim = code_dim
         generators = [
-            LayerGenerator(parameters, code_dim, hidden, gain=gain, fixed_scale=fixed_scale)
+            LayerGenerator(parameters, code_dim, hidden, gain=gain, diversity=diversity, fixed_scale=fixed_scale)
             for parameters in layers.values()
         ]
         self.layers: Sequence[LayerGenerator] = nn.ModuleList(generators)  # type: ignore[assignment]
@@ -139,7 +149,6 @@ class Generators(nn.Module):
             )
         return weights
 
-    @torch.no_grad()
     def anchors(self, codes: Tensor) -> dict[str, Tensor]:
         """The frozen parts' weights, name → ``[S, *shape]``: what the prior is centred at."""
         weights: dict[str, Tensor] = {}

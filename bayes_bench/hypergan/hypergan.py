@@ -39,6 +39,7 @@ class HyperGAN(WeightPosterior):
             config.code_dim,
             config.generator_hidden,
             gain=config.weight_gain,
+            diversity=config.initial_diversity,
             fixed_scale=config.fixed_generator_scale,
             noise_scale=config.weight_noise,
         )
@@ -63,14 +64,16 @@ class HyperGAN(WeightPosterior):
             self._build()
         mixer, discriminator = self.mixer, self.discriminator
         if mixer is not None:
-            steps, excess = pretrain(
+            steps, distance = pretrain(
                 mixer,
                 rng,
                 tolerance=config.pretrain_tolerance,
                 max_steps=config.pretrain_steps,
                 device=self.device,
             )
-            loop.note(f"mixer pre-trained for {steps} steps, to {excess:.2f} times the distance of a prior sample")
+            loop.note(f"mixer pre-trained for {steps} steps, to a distance of {distance:.3f} per dimension of the code")
+            if distance > config.pretrain_tolerance:
+                loop.note("the mixer's pre-training did not reach its tolerance: raise pretrain_steps or noise_dim")
         groups = [{"params": list(self.generators.parameters()), "lr": config.learning_rate}]
         if mixer is not None:
             groups.append({"params": list(mixer.parameters()), "lr": config.mixer_learning_rate})

@@ -12,8 +12,8 @@ from torch.func import functional_call, vmap
 from torch.utils.checkpoint import checkpoint
 
 from bayes_bench.errors import UsageError
-from bayes_bench.stacked.operations import Value
-from bayes_bench.stacked.plan import NotStackableError, Plan, make_plan
+from bayes_bench.stacked.operations import NotStackableError, Value
+from bayes_bench.stacked.plan import Plan, make_plan
 
 MEMORY_LIMIT = 512 * 2**20
 """Bytes that one call may use for intermediate values, where the caller sets nothing else."""
@@ -79,9 +79,16 @@ class StackedNetwork:
         if self._plan is not None:
             try:
                 return self._run_chunks(own, x, networks, own_inputs, memory_limit, grad)
-            except NotStackableError as error:  # seen only with real shapes
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                if not isinstance(error, NotStackableError):
+                    # The caller's mistake where the network itself fails on this input; else the plan's.
+                    functional_call(
+                        self._network, {name: w[0] for name, w in own.items()}, (x[0] if own_inputs else x,)
+                    )
                 self._plan = None
-                self._fall_back(str(error))
+                self._fall_back(str(error).splitlines()[0])
         return self._run_generic(own, x, networks, own_inputs, memory_limit)
 
     # ------------------------------------------------------------------------------------------------------
@@ -195,11 +202,17 @@ class StackedNetwork:
             try:
                 stacked: Tensor = vmap(one, in_dims=(0, 0 if own_inputs else None), chunk_size=chunk)(weights, x)
                 return stacked
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-                self.method = "loop"
-                self.reason += f"; vmap: {str(error).splitlines()[0]}"
-        outputs = [one({name: w[s] for name, w in weights.items()}, x[s] if own_inputs else x) for s in range(networks)]
-        return torch.stack(outputs)
+                reason = str(error).splitlines()[0]
+        outputs = torch.stack(
+            [one({name: w[s] for name, w in weights.items()}, x[s] if own_inputs else x) for s in range(networks)]
+        )
+        if self.method == "vmap":  # the loop could do it, so the input was not to blame
+            self.method = "loop"
+            self.reason += f"; vmap: {reason}"
+        return outputs
 
 
 def _value(x: Tensor, own_inputs: bool) -> Value:

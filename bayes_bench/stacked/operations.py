@@ -18,6 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class NotStackableError(Exception):
+    """The module, or this input to it, has no stacked evaluation; the message says why."""
+
+
 @dataclass(frozen=True)
 class Value:
     """An intermediate result: ``[B, ...]`` where shared, ``[S, B, ...]`` where stacked."""
@@ -73,10 +77,16 @@ def per_example(function: Callable[[Tensor], Tensor], value: Value) -> Value:
     return Value(function(value.tensor.flatten(0, 1)).unflatten(0, (s, b)), stacked=True)
 
 
-def per_channel(function: Callable[[Tensor], Tensor], value: Value) -> Value:
-    """Apply a weightless function that treats examples and channels independently, such as pooling."""
+def per_channel(function: Callable[[Tensor], Tensor], value: Value, space: int) -> Value:
+    """Apply a weightless function that treats examples and channels independently, such as pooling.
+
+    Args:
+        space: number of dimensions behind batch and channels that the function works on.
+    """
     if not value.stacked:
         return Value(function(value.tensor), stacked=False)
+    if len(value.shape) != 2 + space:  # PyTorch would take the batch for channels
+        raise NotStackableError(f"pooling over {space} dimensions of a value of shape {list(value.shape)}")
     merged = function(_merge_channels(value.tensor))
     return Value(_split_channels(merged, value.tensor.shape[0]), stacked=True)
 
@@ -103,6 +113,8 @@ def linear(layer: nn.Linear, value: Value, weights: Weights) -> Value:
 
 def convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, value: Value, weights: Weights) -> Value:
     networks, weight, bias = _networks(weights), weights["weight"], weights.get("bias")
+    if len(value.shape) != weight.dim() - 1:
+        raise NotStackableError(f"a convolution of a value of shape {list(value.shape)}, which has no batch dimension")
     convolve: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.dim() - 3]
     options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     if networks == 1:
@@ -158,7 +170,7 @@ ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 POOLING_MODULES: tuple[type[nn.Module], ...] = (
     nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Upsample,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
 )  # fmt: skip
 
 
@@ -177,7 +189,7 @@ def module_rule(module: nn.Module) -> ModuleRule | None:
     if kind in POOLING_MODULES:
         if getattr(module, "return_indices", False):
             return None
-        return lambda layer, value, _: per_channel(layer, value)
+        return lambda layer, value, _: per_channel(layer, value, int(kind.__name__[-2]))
     if kind is nn.Flatten:
         batchwise = int(getattr(module, "start_dim", 0)) >= 1  # flattening the batch away mixes examples
         return (lambda layer, value, _: per_example(layer, value)) if batchwise else None
@@ -193,9 +205,11 @@ ELEMENTWISE_FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
         F.tanh, F.sigmoid, operator.neg,
     )
 } | {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "contiguous": lambda x: x}  # fmt: skip
-POOLING_FUNCTIONS: set[Any] = {
-    F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
+POOLING_FUNCTIONS: dict[Any, int] = {
+    F.max_pool1d: 1, F.max_pool2d: 2, F.avg_pool1d: 1, F.avg_pool2d: 2,
+    F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2,
 }  # fmt: skip
+"""The function → the number of dimensions it pools over."""
 BINARY_FUNCTIONS: dict[Any, Callable[[Any, Any], Any]] = {
     operator.add: torch.add, torch.add: torch.add, "add": torch.add,
     operator.sub: torch.sub, torch.sub: torch.sub,

@@ -12,12 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bayes_bench.stacked import operations as ops
-from bayes_bench.stacked.operations import Value
-
-
-class NotStackableError(Exception):
-    """The module cannot be planned; the message says why."""
-
+from bayes_bench.stacked.operations import NotStackableError, Value
 
 Rule = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]
 """(values of earlier nodes, the layer's own weights) → the node's value."""
@@ -169,10 +164,17 @@ def _function_rule(node: fx.Node) -> Rule:
     if target in ops.ELEMENTWISE_FUNCTIONS:
         return only_first(ops.elementwise, ops.ELEMENTWISE_FUNCTIONS[target])
     if target in ops.POOLING_FUNCTIONS:
-        return only_first(ops.per_channel, target)
+        space = ops.POOLING_FUNCTIONS[target]
+        return only_first(lambda function, value: ops.per_channel(function, value, space), target)
     if target in ops.BINARY_FUNCTIONS and not kwargs:
         function = ops.BINARY_FUNCTIONS[target]
-        return with_args(lambda left, right: ops.binary(function, *_same_rank(left, right)))
+
+        def arithmetic(left: Any, right: Any) -> Any:
+            if not isinstance(left, Value) and not isinstance(right, Value):
+                return target(left, right)  # sizes, not values
+            return ops.binary(function, *_same_rank(left, right))
+
+        return with_args(arithmetic)
     if target in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d) and kwargs.get("training") is False:
         return with_args(lambda value, *_, **__: value)
     if target is torch.cat:

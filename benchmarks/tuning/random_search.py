@@ -25,15 +25,14 @@ from bayes_bench.tasks import Task, build_task
 SEEDS = (100, 101)
 SPACES = {
     "hypergan": {
-        "code_dim": [32, 64],
-        "generator_hidden": [(64,), (64, 64)],
+        ("networks", "batch_size"): [(4, 16), (8, 8), (4, 32)],
+        "generator_hidden": [(64,), (128,)],
         "weight_gain": [0.3, 0.4, 0.577],
-        "weight_noise": [0.2, 0.3, 0.4, 0.5],
-        "fixed_generator_scale": [0.0, 0.5],
+        "weight_noise": [0.2, 0.3, 0.4, 0.5, 0.6],
         "prior_weight": [1.0, 2.0, 3.0],
-        "learning_rate": [2e-3, 4e-3, 6e-3],
-        "adversarial_weight": [0.003, 0.01, 0.03, 0.1],
-        "discriminator_learning_rate": [1e-4, 3e-4],
+        "learning_rate": [2e-3, 4e-3, 6e-3, 1e-2],
+        "adversarial_weight": [0.1, 1.0],
+        "fixed_generator_scale": [0.0, 0.5],
     },
     "mcdropout": {
         "drop_rate": [0.05, 0.1, 0.15, 0.2, 0.3, 0.5],
