@@ -572,10 +572,10 @@ def _code(item: Keyed, allow_code: Sequence[Path]) -> dict[str, str]:
     here = Path(__file__).resolve().parent
     core = ["posterior.py", "training.py", "likelihood.py", "prior.py", "networks.py", "tasks.py", "stacked"]
     file = Path(str(sys.modules[registry.method_class(item.job.method).__module__].__file__)).resolve()
-    # A method that is a package of its own (as HyperGAN) is all its files; one of many in a folder is its file.
-    own_package = file.parent.parent == here
     found = {"core": machine.code_hash([here / name for name in core])}
-    found["method"] = machine.code_hash([file.parent if own_package else file])
+    # A method in a package may use its neighbours: all of the package counts.
+    in_package = (file.parent / "__init__.py").exists()
+    found["method"] = machine.code_hash([file.parent if in_package else file])
     if isinstance(item.job.task.network, CustomNetworkSpec):
         found["network"] = machine.code_hash([Path(path) for path in allow_code])
     return found

@@ -239,10 +239,12 @@ def read_records(run_dir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list
 
 def save_predictions(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as safetensors, atomically."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
+    # Written by us: the library's own save_file gives the file permissions that no one else can read with.
+    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     with replacing(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(temporary))
+        temporary.write_bytes(content)
 
 
 def load_predictions(folder: Path) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ class Correct(WeightPosterior):
     uses_prior = True
 
     def _fit(self, data, loop, rng):
-        self.state = TensorState({name: w[0] for name, w in self.initial_weights(1, rng).items()})
+        self.state = TensorState({name: w[0] for name, w in self.initial_weights(1, rng, loop).items()})
         optimizer = torch.optim.Adam([w.requires_grad_() for w in self.state.values()], lr=0.02)
         batches = data.train.minibatches(32, rng)
 
@@ -95,7 +95,7 @@ class ForgetsTheNoiseScale(Correct):
 
 class DoesNotTrain(Correct):
     def _fit(self, data, loop, rng):
-        self.state = {name: w[0] for name, w in self.initial_weights(1, rng).items()}
+        self.state = {name: w[0] for name, w in self.initial_weights(1, rng, loop).items()}
         loop.charge(10)
 
 
