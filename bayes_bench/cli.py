@@ -443,9 +443,10 @@ def predict(
     )
 
 
-def _reading(fitted: FittedJob) -> dict[str, bool]:
+def _reading(fitted: FittedJob) -> dict[str, Any]:
     """What the task's own data source was told about the order of an image's axes holds for new files too."""
-    return {"channels_last": bool(fitted.record["task_spec"]["data"].get("channels_last", False))}
+    data = fitted.record["task_spec"]["data"]
+    return {"channels_last": bool(data.get("channels_last", False)), "delimiter": str(data.get("delimiter", ","))}
 
 
 def _prediction_csv(fitted: FittedJob, prediction: ClassPrediction | ValuePrediction) -> str:

@@ -380,19 +380,22 @@ def test_predict_a_regression(call, suite_file: str, tmp_path: Path) -> None:
     assert (tmp_path / "answers.csv").read_text(encoding="utf-8") == outcome.out
 
 
-def test_predict_classes_from_a_users_own_table(call, tmp_path: Path) -> None:
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_predict_classes_from_a_users_own_table(call, tmp_path: Path, delimiter: str) -> None:
     rng = np.random.default_rng(0)
     lines = ["width,height,kind"]
     for kind, centre in (("cat", 0.0), ("dog", 3.0)):
         lines += [f"{x:.3f},{y:.3f},{kind}" for x, y in rng.normal(centre, 1, (60, 2))]
-    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "train.csv").write_text("\n".join(lines).replace(",", delimiter) + "\n")
     (tmp_path / "pets.toml").write_text(
         'name = "pets"\nmethods = ["pair"]\nseeds = [0]\n[[tasks]]\nname = "pets"\nbudget = 100\n'
-        'data = {source = "csv", path = "train.csv", target = "kind"}\nnetwork = {name = "mlp", hidden = [4]}\n'
+        'data = {source = "csv", path = "train.csv", target = "kind", '
+        f'delimiter = "{delimiter}"}}\n'
+        'network = {name = "mlp", hidden = [4]}\n'
     )
     outcome = call("run", "pets.toml", "--quiet")
     assert outcome.code == 0, outcome.err
-    (tmp_path / "new.csv").write_text("note,height,width\na,0,0\nb,9,9\n")
+    (tmp_path / "new.csv").write_text("note,height,width\na,0,0\nb,9,9\n".replace(",", delimiter))
     columns = read(call("predict", "reports/runs/pets", "pair", "new.csv").out)
     assert list(columns) == ["label", "p(cat)", "p(dog)", "entropy", "mutual_information"]
     probs = np.stack([columns["p(cat)"], columns["p(dog)"]], 1).astype(float)

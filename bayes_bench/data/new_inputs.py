@@ -12,7 +12,12 @@ from bayes_bench.errors import DataError
 
 
 def read_inputs(
-    path: Path, shape: tuple[int, ...], features: tuple[str, ...] = (), *, channels_last: bool = False
+    path: Path,
+    shape: tuple[int, ...],
+    features: tuple[str, ...] = (),
+    *,
+    channels_last: bool = False,
+    delimiter: str = ",",
 ) -> np.ndarray:
     """Inputs float32 ``[N, *shape]`` in raw units from a CSV, NPZ (array ``x``) or NPY file, or from images.
 
@@ -20,6 +25,7 @@ def read_inputs(
         path: the file (its suffix says what it is), or a folder of images.
         shape: of one input; an array or a table with as many values per example is brought into it.
         features: columns that a CSV file must have; empty takes all its columns in their order.
+        delimiter: between the cells of a CSV file.
         channels_last: images in an NPZ or NPY file are ``[N, H, W, C]``.
 
     Raises:
@@ -29,7 +35,7 @@ def read_inputs(
     if not path.exists():
         raise DataError(f"cannot read {path}: no such file or folder")
     if suffix == ".csv":
-        x = csv_file.read_features(path, shape, features)
+        x = csv_file.read_features(path, shape, features, delimiter)
     elif suffix in (".npz", ".npy"):
         x = npz.read_input_array(path, channels_last=channels_last)
         if x.shape[1:] != shape and math.prod(x.shape[1:]) == math.prod(shape) and x.ndim == 2:

@@ -20,7 +20,7 @@ class HyperGAN(WeightPosterior):
     """Noise → mixer → one code per layer → generators → weights of a whole network.
 
     Minimises E[mean NLL of generated networks] − λ E[log D(codes)] over mixer and generators, against a
-    discriminator D that tells codes from samples of N(0, I) (paper, equations 3 and 4). D is updated on
+    discriminator D that tells codes from samples of N(0, I), as in the paper. D is updated on
     detached codes, and the mixer against the updated D.
     """
 
