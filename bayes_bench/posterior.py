@@ -150,9 +150,7 @@ class WeightPosterior(ABC):
         loop = TrainingLoop(budget, monitor)
         started = time.perf_counter()
         self._fit(data, loop, torch.Generator().manual_seed(seed))
-        self.fitted = True
         # The draw proves that the method works and that its weights are finite before anything is stored.
-        self.fitted = False
         self._draw(8, seed)
         self.fitted = True
         return loop.summary(
