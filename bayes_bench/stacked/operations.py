@@ -8,6 +8,7 @@ faster for both.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,10 +64,14 @@ def _split_channels(x: Tensor, networks: int) -> Tensor:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """Images in channels-last memory. Needed before and after a convolution: one channel is in both formats,
-    and then the result comes out channels-first, on which a CPU pools twenty times slower.
+    """Images in channels-last memory, by their strides too: one channel is in both formats, and PyTorch would
+    take it for channels-first and give such a result, on which a CPU pools twenty times slower.
     """
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    if x.dim() != 4:
+        return x
+    if x.shape[1] == 1:
+        return x.squeeze(1).contiguous().unsqueeze(-1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def per_example(function: Callable[[Tensor], Tensor], value: Value) -> Value:
@@ -95,11 +100,44 @@ def elementwise(function: Callable[[Tensor], Tensor], value: Value) -> Value:
     return Value(function(value.tensor), value.stacked)
 
 
+def max_pool2d(
+    value: Value,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    ceil_mode: bool = False,
+) -> Value:
+    """``F.max_pool2d``. Without gradients on a CPU as maxima of shifted images, rows before columns: PyTorch's own
+    also finds indices, which nobody needs then, and takes three times as long.
+    """
+
+    def pool(x: Tensor) -> Tensor:
+        plain = padding in (0, (0, 0)) and dilation in (1, (1, 1)) and not ceil_mode
+        if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad) or not plain:
+            return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
+        kernel = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        step = kernel_size if stride is None else stride
+        steps = step if isinstance(step, tuple) else (step, step)
+        for dim in (2, 3):
+            places = (x.shape[dim] - kernel[dim - 2]) // steps[dim - 2]
+            if places < 0:
+                raise NotStackableError(f"max-pooling by {kernel} of images {list(x.shape[2:])}")
+            shifted = [
+                x[(*[slice(None)] * dim, slice(start, start + places * steps[dim - 2] + 1, steps[dim - 2]))]
+                for start in range(kernel[dim - 2])
+            ]
+            x = functools.reduce(torch.maximum, shifted)
+        return x
+
+    return per_channel(pool, value, 2)
+
+
 def linear(layer: nn.Linear, value: Value, weights: Weights) -> Value:
     networks, weight, bias = _networks(weights), weights["weight"], weights.get("bias")
     x = value.tensor
     if networks == 1:  # also for stacked x: the same weights serve all networks
-        return Value(F.linear(x, weight[0], None if bias is None else bias[0]), value.stacked)
+        return Value(F.linear(x, weight.squeeze(0), None if bias is None else bias.squeeze(0)), value.stacked)
     if not value.stacked and weight.shape[0] > 1:
         # One product for all networks: the shared inputs are read once.
         flat_bias = None if bias is None else bias.expand(networks, -1).flatten()
@@ -118,10 +156,10 @@ def convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, value: Value, weights:
     convolve: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.dim() - 3]
     options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     if networks == 1:
-        single_bias = None if bias is None else bias[0]
+        single_bias = None if bias is None else bias.squeeze(0)
         return per_example(
             lambda x: _channels_last(
-                convolve(_channels_last(x), weight[0], single_bias, groups=layer.groups, **options)
+                convolve(_channels_last(x), weight.squeeze(0), single_bias, groups=layer.groups, **options)
             ),
             value,
         )
@@ -146,7 +184,7 @@ def _affine(normalised: Value, weights: Weights, feature_dims: int) -> Value:
         if name in weights:
             parameter = weights[name]
             own, missing = parameter.shape[1:], x.dim() - stacked - feature_dims
-            shaped = parameter.view(-1, *[1] * missing, *own) if stacked else parameter[0]
+            shaped = parameter.view(-1, *[1] * missing, *own) if stacked else parameter.squeeze(0)
             x = combine(x, shaped)
     return Value(x, stacked)
 
@@ -157,10 +195,16 @@ def layer_norm(layer: nn.LayerNorm, value: Value, weights: Weights) -> Value:
 
 
 def group_norm(layer: nn.GroupNorm, value: Value, weights: Weights) -> Value:
-    normalised = per_example(lambda x: F.group_norm(x, layer.num_groups, eps=layer.eps), value)
-    space = len(value.shape) - 2
-    per_pixel = {name: w.view(*w.shape, *[1] * space) for name, w in weights.items()}
-    return _affine(normalised, per_pixel, 1 + space)
+    networks = _networks(weights) if weights else 1
+    if not value.stacked and networks == 1:
+        own = {name: w.squeeze(0) for name, w in weights.items()}
+        return Value(F.group_norm(value.tensor, layer.num_groups, **own, eps=layer.eps), stacked=False)
+    if value.stacked:
+        networks = value.tensor.shape[0]
+    # The networks' channels side by side are S times as many groups, with gains and shifts of their own.
+    merged = {name: w.expand(networks, -1).flatten() for name, w in weights.items()}
+    x = _merge_channels(value.as_stacked(networks))
+    return Value(_split_channels(F.group_norm(x, networks * layer.num_groups, **merged, eps=layer.eps), networks), True)
 
 
 ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
@@ -169,7 +213,7 @@ ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,  # identities in evaluation mode
 )  # fmt: skip
 POOLING_MODULES: tuple[type[nn.Module], ...] = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+    nn.MaxPool1d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
 )  # fmt: skip
 
@@ -186,6 +230,10 @@ def module_rule(module: nn.Module) -> ModuleRule | None:
     if kind in ELEMENTWISE_MODULES:
         # In place would overwrite a value that another branch, or the caller, still needs.
         return None if _in_place(module) else lambda layer, value, _: elementwise(layer, value)
+    if kind is nn.MaxPool2d and not getattr(module, "return_indices", False):
+        return lambda layer, value, _: max_pool2d(
+            value, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode
+        )
     if kind in POOLING_MODULES:
         if getattr(module, "return_indices", False):
             return None
@@ -206,10 +254,21 @@ ELEMENTWISE_FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
     )
 } | {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "contiguous": lambda x: x}  # fmt: skip
 POOLING_FUNCTIONS: dict[Any, int] = {
-    F.max_pool1d: 1, F.max_pool2d: 2, F.avg_pool1d: 1, F.avg_pool2d: 2,
+    F.max_pool1d: 1, F.avg_pool1d: 1, F.avg_pool2d: 2,
     F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2,
 }  # fmt: skip
 """The function → the number of dimensions it pools over."""
+MAX_POOLING: tuple[Any, ...] = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, F.max_pool1d, F.max_pool2d,
+)  # fmt: skip
+INCREASING: dict[Any, str] = {
+    nn.ReLU: "", nn.ReLU6: "", nn.SELU: "", nn.Tanh: "", nn.Sigmoid: "", nn.Softplus: "", nn.Softsign: "",
+    nn.Hardtanh: "", nn.Hardsigmoid: "", nn.LogSigmoid: "",
+    nn.LeakyReLU: "negative_slope", nn.ELU: "alpha", nn.CELU: "alpha",
+    F.relu: "", F.relu6: "", F.tanh: "", F.sigmoid: "", F.leaky_relu: "negative_slope",
+    torch.relu: "", torch.tanh: "", torch.sigmoid: "", "relu": "", "tanh": "", "sigmoid": "",
+}  # fmt: skip
+"""Functions that never decrease → their parameter that must not be negative for that."""
 BINARY_FUNCTIONS: dict[Any, Callable[[Any, Any], Any]] = {
     operator.add: torch.add, torch.add: torch.add, "add": torch.add,
     operator.sub: torch.sub, torch.sub: torch.sub,

@@ -104,6 +104,7 @@ def make_plan(network: nn.Module) -> Plan:
         raise NotStackableError(f"torch.fx cannot trace it: {error}") from error
     names = {id(parameter): name for name, parameter in network.named_parameters()}  # tied ones have one name
     modules = dict(root.named_modules())
+    _pool_before_activation(graph, modules)
     steps: list[Step] = []
     input_name = output_name = ""
     for node in graph.nodes:
@@ -124,6 +125,31 @@ def make_plan(network: nn.Module) -> Plan:
         else:
             raise NotStackableError(f"forward uses {node.target!r} directly")
     return Plan(steps, input_name, output_name)
+
+
+def _pool_before_activation(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Let max-pooling come before an increasing function: the same values, bit for bit, with fewer to transform."""
+    for pool in list(graph.nodes):
+        kind = type(modules[pool.target]) if pool.op == "call_module" else pool.target
+        if kind not in ops.MAX_POOLING or not pool.args or not isinstance(pool.args[0], fx.Node):
+            continue
+        activation = pool.args[0]
+        if len(activation.users) == 1 and _increases(activation, modules):
+            pool.replace_all_uses_with(activation)
+            pool.update_arg(0, activation.args[0])
+            activation.update_arg(0, pool)
+            pool.append(activation)  # moves it behind the pooling
+
+
+def _increases(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node applies one function, elementwise, that never decreases."""
+    module = modules[str(node.target)] if node.op == "call_module" else None
+    kind = node.target if module is None else type(module)
+    if kind not in ops.INCREASING or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    slope = ops.INCREASING[kind]
+    given: Any = getattr(module, slope) if module and slope else (*node.args[1:], node.kwargs.get(slope, 0))[0]
+    return isinstance(given, int | float) and given >= 0
 
 
 def _module_step(node: fx.Node, module: nn.Module, names: Mapping[int, str]) -> Step:
@@ -163,6 +189,9 @@ def _function_rule(node: fx.Node) -> Rule:
 
     if target in ops.ELEMENTWISE_FUNCTIONS:
         return only_first(ops.elementwise, ops.ELEMENTWISE_FUNCTIONS[target])
+    if target is F.max_pool2d and not kwargs.get("return_indices"):
+        kwargs.pop("return_indices", None)
+        return with_args(ops.max_pool2d)
     if target in ops.POOLING_FUNCTIONS:
         space = ops.POOLING_FUNCTIONS[target]
         return only_first(lambda function, value: ops.per_channel(function, value, space), target)

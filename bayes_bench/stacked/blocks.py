@@ -1,0 +1,45 @@
+"""How many networks and examples are evaluated at once. Imported by ``network`` alone; pure arithmetic.
+
+Blocks follow from shapes, the device and the memory limit, never from timings: results repeat. On a CPU a block's
+intermediate values should stay in the cache, and one network with many examples is already enough work for one
+operation; several networks share an operation only where one alone has so little to do that calling it would cost more
+than computing it. A GPU wants as much at once as its memory allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CACHE_BYTES = 2 * 2**20
+"""Intermediate values that a block on a CPU aims at (benchmarks/speed/NOTES.md: larger and smaller were slower)."""
+EXAMPLES = 128
+"""Examples in a block without gradients on a CPU, at most."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One operation serves ``networks`` networks on ``examples`` examples; both ≥ 1."""
+
+    networks: int
+    examples: int
+
+
+def choose_blocks(
+    networks: int, examples: int, *, bytes_each: int, device: str, memory_limit: int, gradients: bool = False
+) -> Blocks:
+    """Blocks for S networks on B examples.
+
+    Args:
+        bytes_each: what one network needs for one example while the block is computed, in bytes.
+        device: the device's type, ``"cpu"`` or another.
+        memory_limit: bytes that a block may take.
+        gradients: whether a backward pass follows, which adds to the weights' gradients once per block of
+            examples: these are cut by memory alone.
+    """
+    fitting = max(1, memory_limit // max(1, bytes_each))
+    if device != "cpu":
+        rows = min(examples, fitting)
+        return Blocks(max(1, min(networks, fitting // rows)), rows)
+    rows = min(examples, fitting) if gradients else min(examples, fitting, EXAMPLES)
+    wanted = min(CACHE_BYTES, memory_limit) // max(1, bytes_each * rows)
+    return Blocks(max(1, min(networks, wanted)), rows)
