@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bayes_bench.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
     from bayes_bench.prior import GaussianPrior
     from bayes_bench.settings import MethodConfig, setting
-    from bayes_bench.stacked import StackedNetwork
+    from bayes_bench.stacked import InputScaled, StackedNetwork
     from bayes_bench.training import FitSummary, Monitor, TensorState, TrainingLoop, cosine_decay
 
 _HOME = {
@@ -42,14 +42,15 @@ _HOME = {
     "predictive": ("ClassPrediction", "ValuePrediction", "summarise_classes", "summarise_values"),
     "prior": ("GaussianPrior",),
     "settings": ("MethodConfig", "setting"),
-    "stacked": ("StackedNetwork",),
+    "stacked": ("InputScaled", "StackedNetwork"),
     "training": ("FitSummary", "Monitor", "TensorState", "TrainingLoop", "cosine_decay"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "BayesBenchError", "Categorical", "ClassPrediction", "DataError", "DivergenceError", "Examples", "FitData",
-    "FitSummary", "Gaussian", "GaussianPrior", "HeteroscedasticGaussian", "HyperGAN", "HyperGANConfig", "Likelihood",
+    "FitSummary", "Gaussian", "GaussianPrior", "HeteroscedasticGaussian", "HyperGAN", "HyperGANConfig", "InputScaled",
+    "Likelihood",
     "MethodConfig", "Monitor", "PluginError", "StackedNetwork", "TensorState", "TrainingLoop",
     "UnsupportedNetworkError", "UsageError",
     "ValuePrediction", "WeightPosterior", "WeightSamples", "__version__", "cosine_decay", "setting",

@@ -37,7 +37,7 @@ from bayes_bench.predictive import (
 )
 from bayes_bench.prior import GaussianPrior
 from bayes_bench.settings import MethodConfig, explain
-from bayes_bench.stacked import MEMORY_LIMIT, StackedNetwork
+from bayes_bench.stacked import MEMORY_LIMIT, InputScaled, StackedNetwork
 from bayes_bench.store import replacing
 from bayes_bench.training import FitSummary, Monitor, TrainingLoop
 
@@ -337,6 +337,15 @@ class WeightPosterior(ABC):
         return {**weights, **{name: value.clone().expand(size, *value.shape) for name, value in self.frozen.items()}}
 
     @final
+    def losses(self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, *, own_inputs: bool = False) -> Tensor:
+        """Mean NLL of each network, ``[S]``, on the same examples or with ``own_inputs`` on its own ``[S, B, ...]``.
+
+        For training steps: the gradients are computed in the same pass, network by network, so that memory does
+        not grow with S.
+        """
+        return self.stacked.mean_loss(weights, x, y, self.likelihood.nll, own_inputs=own_inputs)
+
+    @final
     def loss(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Mean NLL per network, ``[S]``."""
         return self.likelihood.nll(outputs, y, weights).mean(1)
@@ -436,9 +445,15 @@ class WeightPosterior(ABC):
             value = weights[name]
             if value.shape != (size, *shape):
                 raise PluginError(f"{method}._sample gave {name!r} the shape {list(value.shape)}, not {[size, *shape]}")
-            # An infinity or NaN anywhere makes the sum not finite, without a mask of the tensor's size.
-            if not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
+            # What the networks share is looked at once, and a product's factors instead of it.
+            kept = [value.base, value.scale] if isinstance(value, InputScaled) and value.factored else [value]
+            if not all(_finite(part[:1] if part.stride(0) == 0 else part) for part in kept):
                 raise DivergenceError(f"{method} drew weights that are not finite (in {name!r})")
+
+
+def _finite(value: Tensor) -> bool:
+    # An infinity or NaN anywhere makes the sum not finite, without a mask of the tensor's size.
+    return math.isfinite(float(value.sum())) or bool(torch.isfinite(value).all())
 
 
 def prepare_network(network: nn.Module) -> nn.Module:

@@ -65,7 +65,8 @@ def summarise_classes(log_probs: Tensor) -> ClassPrediction:
     probs = log_probs.exp()
     mean = probs.mean(0)
     entropy = torch.special.entr(mean).sum(-1)
-    expected = torch.special.entr(probs).sum(-1).mean(0)
+    # The logarithms are there already; a probability of 0 must give 0, not 0·∞.
+    expected = -(probs * log_probs.clamp(min=-1e4)).sum((0, 2)) / networks
     # Rounding can push the difference a hair below 0 or, at total disagreement, above ln S.
     information = (entropy - expected).clamp(0, math.log(networks))
     return ClassPrediction(mean, entropy, information, networks)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bayes_bench import (
     FitData,
+    InputScaled,
     TensorState,
     TrainingLoop,
     UnsupportedNetworkError,
@@ -170,7 +171,13 @@ class MCDropout(WeightPosterior):
         masks = [{name: self._mask((_inputs(layer),), rng) for name, layer in layers.items()} for _ in range(n)]
         for name, layer in layers.items():
             columns = torch.stack([mask[name] for mask in masks])
-            weights[_weight(name)] = self._weights[_weight(name)] * _as_columns(columns, layer)
+            weight = weights[_weight(name)][0]
+            # In factors: evaluating it scales the layer's inputs and shares the weight.
+            weights[_weight(name)] = (
+                InputScaled(weight, columns)
+                if getattr(layer, "groups", 1) == 1
+                else weight * _as_columns(columns, cast("nn.Conv2d", layer))
+            )
         return weights
 
     # State ------------------------------------------------------------------------------------------------
@@ -194,12 +201,10 @@ def _inputs(layer: nn.Module) -> int:
     return layer.in_features if isinstance(layer, nn.Linear) else cast("nn.Conv2d", layer).in_channels
 
 
-def _as_columns(mask: Tensor, layer: nn.Module) -> Tensor:
-    """Masks of input units ``[S, in]`` in the shape that multiplies the layer's weight ``[S, out, in, ...]``."""
-    if isinstance(layer, nn.Linear):
-        return mask.unsqueeze(1)
-    convolution = cast("nn.Conv2d", layer)
-    # A grouped convolution's output channel sees the inputs of its own group only.
-    per_group: Tensor = mask.unflatten(1, (convolution.groups, -1))
-    per_output = per_group.repeat_interleave(convolution.out_channels // convolution.groups, dim=1)
-    return per_output.view(*per_output.shape, *[1] * (convolution.weight.dim() - 2))
+def _as_columns(mask: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Masks of a grouped convolution's input channels ``[S, in]`` in the shape that multiplies its weight: an output
+    channel sees the inputs of its own group only.
+    """
+    per_group: Tensor = mask.unflatten(1, (layer.groups, -1))
+    per_output = per_group.repeat_interleave(layer.out_channels // layer.groups, dim=1)
+    return per_output.view(*per_output.shape, *[1] * (layer.weight.dim() - 2))

@@ -37,8 +37,7 @@ def fit_members(
     epsilon = adversarial_epsilon * (data.train.x.amax(0) - data.train.x.amin(0))
 
     def nll(x: Tensor, y: Tensor) -> Tensor:
-        full = posterior.complete(weights)
-        return posterior.loss(posterior.stacked(full, x, own_inputs=True), y, full)
+        return posterior.losses(posterior.complete(weights), x, y, own_inputs=True)
 
     def step() -> Mapping[str, Tensor]:
         x, y = next(batches)

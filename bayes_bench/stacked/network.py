@@ -16,6 +16,7 @@ from bayes_bench.errors import UsageError
 from bayes_bench.stacked.blocks import Blocks, choose_blocks
 from bayes_bench.stacked.operations import NotStackableError, Value
 from bayes_bench.stacked.plan import Plan, make_plan
+from bayes_bench.stacked.scaled import InputScaled
 
 MEMORY_LIMIT = 512 * 2**20
 """Bytes that one call may use for intermediate values, where the caller sets nothing else."""
@@ -41,7 +42,7 @@ class StackedNetwork:
         self._plan: Plan | None = None
         self.method: Literal["plan", "vmap", "loop"] = "plan"
         self.reason = ""
-        self._bytes: dict[tuple[torch.Size, torch.dtype, str], tuple[int, int]] = {}
+        self._bytes: dict[tuple[Any, ...], tuple[int, int]] = {}
         try:
             self._plan = make_plan(network)
         except NotStackableError as error:
@@ -56,13 +57,12 @@ class StackedNetwork:
         if weights is not None and x is not None:
             own, networks = self._check(weights, x, own_inputs=False)
             compact = _compact(own)
-            each, _ = self._measure(compact, x, own_inputs=False)
+            shared = self._shared_steps(compact, own_inputs=False)
+            each, _ = self._measure(compact, x, False, shared)
             blocks = choose_blocks(networks, len(x), bytes_each=each, device=x.device.type, memory_limit=MEMORY_LIMIT)
             size = blocks.networks * blocks.examples * each / 2**20
-            lines.append(
-                f"  {networks} networks, {len(x)} examples: {blocks.networks} × {blocks.examples} at once, {size:.1f} MiB"
-            )
-            shared = self._shared_steps(compact, own_inputs=False)
+            lines.append(f"  {networks} networks, {len(x)} examples")
+            lines.append(f"  {blocks.networks} networks × {blocks.examples} examples at once, {size:.1f} MiB")
         once = " (once for all networks)"
         steps = self._plan.steps if self._plan else []
         lines += [f"  {step.description}{once if step.name in shared else ''}" for step in steps]
@@ -152,10 +152,10 @@ class StackedNetwork:
         self, weights: dict[str, Tensor], x: Tensor, networks: int, own_inputs: bool, memory_limit: int
     ) -> Tensor:
         compact = _compact(weights)
-        largest, _ = self._measure(compact, x, own_inputs)
+        shared = self._shared_steps(compact, own_inputs)
+        largest, _ = self._measure(compact, x, own_inputs, shared)
         batch = x.shape[1] if own_inputs else x.shape[0]
         blocks = choose_blocks(networks, batch, bytes_each=largest, device=x.device.type, memory_limit=memory_limit)
-        shared = self._shared_steps(compact, own_inputs)
         if blocks == Blocks(networks, batch):
             return self._block(compact, x, networks, own_inputs)
         out: Tensor | None = None
@@ -313,13 +313,21 @@ class StackedNetwork:
             return frozenset()
         return self._plan.shared_steps({name for name, w in compact.items() if len(w) == 1}, own_inputs)
 
-    def _measure(self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool) -> tuple[int, int]:
-        """Bytes that one network needs for one example: the largest pair of neighbouring values, and all together."""
+    def _measure(
+        self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool, shared: frozenset[str] = frozenset()
+    ) -> tuple[int, int]:
+        """Bytes that one network needs for one example: the largest pair of neighbouring values, and all together;
+        what all networks share is not counted.
+        """
         example = (x[0, :1] if own_inputs else x[:1]).detach()
-        key = (example.shape, example.dtype, self.method)
+        key = (example.shape, example.dtype, self.method, shared)
         if key not in self._bytes:
-            with torch.no_grad(), _Allocations() as allocated:
-                self._block({name: w[:1].detach() for name, w in weights.items()}, example, 1, own_inputs=False)
+            first, memo = _slice(weights, 0, 1), dict[str, Any]()
+            with torch.no_grad():
+                if shared:
+                    self._block(first, example, 1, False, memo, shared)
+                with _Allocations() as allocated:
+                    self._block(first, example, 1, False, memo, shared)
             sizes = [example.numel() * example.element_size(), *allocated.sizes]
             self._bytes[key] = max((left + right for left, right in pairwise(sizes)), default=sizes[0]), sum(sizes)
         return self._bytes[key]
@@ -367,8 +375,17 @@ def _spans(length: int, size: int) -> Iterator[tuple[int, int]]:
 
 def _compact(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One entry where all networks share a weight: the operations see the sharing by the size 1."""
-    return {name: w[:1] if w.stride(0) == 0 and not w.requires_grad else w for name, w in weights.items()}
+    compact = {}
+    for name, weight in weights.items():
+        if isinstance(weight, InputScaled):
+            compact[name] = weight if weight.factored else weight.product()
+        else:
+            compact[name] = weight[:1] if weight.stride(0) == 0 and not weight.requires_grad else weight
+    return compact
 
 
 def _slice(weights: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    return {name: w if len(w) == 1 else w[start:stop] for name, w in weights.items()}
+    return {
+        name: w if len(w) == 1 else w.networks(start, stop) if isinstance(w, InputScaled) else w[start:stop]
+        for name, w in weights.items()
+    }

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bayes_bench.stacked.scaled import InputScaled
+
 
 class NotStackableError(Exception):
     """The module, or this input to it, has no stacked evaluation; the message says why."""
@@ -92,6 +94,8 @@ def per_channel(function: Callable[[Tensor], Tensor], value: Value, space: int) 
         return Value(function(value.tensor), stacked=False)
     if len(value.shape) != 2 + space:  # PyTorch would take the batch for channels
         raise NotStackableError(f"pooling over {space} dimensions of a value of shape {list(value.shape)}")
+    if value.tensor.stride(0) == value.tensor.stride(1) * value.tensor.shape[1]:  # examples one after the other
+        return per_example(function, value)
     merged = function(_merge_channels(value.tensor))
     return Value(_split_channels(merged, value.tensor.shape[0]), stacked=True)
 
@@ -133,9 +137,28 @@ def max_pool2d(
     return per_channel(pool, value, 2)
 
 
+def _scale_inputs(value: Value, weight: InputScaled) -> Value:
+    """The inputs ``[…, B, in, …]`` of a layer, each network's scaled as its weights are."""
+    space = 0 if weight.base.dim() == 2 else weight.base.dim() - 2
+    if len(weight.scale) == 1 and not value.stacked:
+        return Value(value.tensor * weight.scale.view(-1, *[1] * space), stacked=False)
+    x = value.tensor if value.stacked else value.tensor.unsqueeze(0)
+    # A linear layer's inputs come last, a convolution's channels before its space.
+    between = [1] * (x.dim() - 2 - space)
+    return Value(x * weight.scale.view(len(weight.scale), *between, -1, *[1] * space), stacked=True)
+
+
 def linear(layer: nn.Linear, value: Value, weights: Weights) -> Value:
     networks, weight, bias = _networks(weights), weights["weight"], weights.get("bias")
     x = value.tensor
+    if isinstance(weight, InputScaled):
+        scaled = _scale_inputs(value, weight)
+        if bias is None or len(bias) == 1:
+            return Value(
+                F.linear(scaled.tensor, weight.base, None if bias is None else bias.squeeze(0)), scaled.stacked
+            )
+        out = F.linear(scaled.tensor, weight.base)
+        return Value(out + bias.view(networks, *[1] * (out.dim() - 2), -1), stacked=True)
     if networks == 1:  # also for stacked x: the same weights serve all networks
         return Value(F.linear(x, weight.squeeze(0), None if bias is None else bias.squeeze(0)), value.stacked)
     if not value.stacked and weight.shape[0] > 1:
@@ -154,6 +177,13 @@ def convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, value: Value, weights:
     if len(value.shape) != weight.dim() - 1:
         raise NotStackableError(f"a convolution of a value of shape {list(value.shape)}, which has no batch dimension")
     convolve: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.dim() - 3]
+    if isinstance(weight, InputScaled):
+        scaled = _scale_inputs(value, weight)
+        unscaled = {"weight": weight.base.unsqueeze(0)} | ({} if bias is None else {"bias": bias[:1]})
+        if bias is None or len(bias) == 1:
+            return convolution(layer, scaled, unscaled)
+        without = convolution(layer, scaled, {"weight": unscaled["weight"]})
+        return Value(without.tensor + bias.view(networks, 1, -1, *[1] * (weight.dim() - 3)), stacked=True)
     options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     if networks == 1:
         single_bias = None if bias is None else bias.squeeze(0)

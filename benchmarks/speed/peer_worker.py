@@ -2,9 +2,13 @@
 
     python peer_worker.py PEER ROWS.jsonl [--quick]
 
-Every peer works the way its own documentation tells users to. Where it offers several, all are tried and the
+Every peer works the way its own documentation or examples do. Where it offers several, all are tried and the
 faster one counts; the row's note names it. Both sides get the same network, the same inputs, float32 and two
 threads, and must agree on the predictions before anything is timed.
+
+A prediction ends with the mean probabilities of a batch. Drawing masks or weights is part of it (an ensemble has
+nothing to draw); ours also computes entropies, except from Gaussian weights. A training step is an n-th of a fit
+of n steps, which includes the initialisation on both sides.
 """
 
 from __future__ import annotations
@@ -41,11 +45,23 @@ LEARNING_RATE = 1e-3
 PAIR_SECONDS = 0.05
 """Shorter work is repeated within a measurement until it takes about so long."""
 DIGIT, PHOTO = (1, 28, 28), (3, 32, 32)
-NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Sequential]]] = {
-    "MLP 784-512-512-10": (DIGIT, lambda: mlp(math.prod(DIGIT), (512, 512), CLASSES)),
-    "MNIST convnet": (DIGIT, lambda: convnet(DIGIT, (32, 32), CLASSES)),
-    "CIFAR convnet": (PHOTO, lambda: convnet(PHOTO, (32, 64, 64), CLASSES, kernel=3, hidden=(128,))),
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network, its inputs' shape, and the steps of a fit that is timed: more where weights, not passes, cost most."""
+
+    shape: tuple[int, int, int]
+    build: Callable[[], nn.Sequential]
+    steps: int
+
+
+NETWORKS = {
+    "MLP 784-512-512-10": Architecture(DIGIT, lambda: mlp(math.prod(DIGIT), (512, 512), CLASSES), 100),
+    "MNIST convnet": Architecture(DIGIT, lambda: convnet(DIGIT, (32, 32), CLASSES), 40),
+    "CIFAR convnet": Architecture(PHOTO, lambda: convnet(PHOTO, (32, 64, 64), CLASSES, kernel=3, hidden=(128,)), 40),
 }
+QUICK = "MNIST convnet"
 
 Run = Callable[[], Tensor]
 """Does the work once and returns mean probabilities ``[B, C]``."""
@@ -289,9 +305,7 @@ def training_pair(
     return way(network, members, data, steps, x), ours
 
 
-def gaussian_pair(
-    way: Callable[[nn.Sequential, Tensor], Ways], network: nn.Sequential, x: Tensor
-) -> tuple[Ways, Run]:
+def gaussian_pair(way: Callable[[nn.Sequential, Tensor], Ways], network: nn.Sequential, x: Tensor) -> tuple[Ways, Run]:
     mean = weights_of(network)
     std = {name: RELATIVE_STD * value.abs() for name, value in mean.items()}
     stacked = StackedNetwork(network)
@@ -307,16 +321,22 @@ def gaussian_pair(
 # Checks and timing ---------------------------------------------------------------------------------------------
 
 
+def rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
 def check(ways: Ways, ours: Run) -> None:
-    """Raise unless the peer's probabilities differ from ours by no more than two random draws of ours do."""
+    """Raise unless the peer gives our probabilities, and is as random, up to what two calls of ours differ by."""
     first, second = ours(), ours()
-    allowed = 4 * (first - second).square().mean().sqrt() + 1e-5
+    own = rms(first - second)
     for way, run in ways.items():
-        theirs = run()
+        theirs, again = run(), run()
         if theirs.shape != first.shape or not torch.allclose(theirs.sum(-1), torch.ones(len(theirs)), atol=1e-4):
             raise RuntimeError(f"{way}: not probabilities of shape {list(first.shape)}")
-        if (difference := (theirs - first).square().mean().sqrt()) > allowed:
-            raise RuntimeError(f"{way}: differs from ours by {difference:.2g} (RMS), more than {allowed:.2g}")
+        if (difference := rms(theirs - first)) > 4 * own + 1e-5:
+            raise RuntimeError(f"{way}: its probabilities are {difference:.2g} (RMS) from ours, ours {own:.2g} apart")
+        if not own / 4 - 1e-5 <= (spread := rms(theirs - again)) <= 4 * own + 1e-5:
+            raise RuntimeError(f"{way}: two calls differ by {spread:.2g} (RMS), two of ours by {own:.2g}")
 
 
 def seconds(run: Run, times: int = 1) -> float:
@@ -329,7 +349,7 @@ def seconds(run: Run, times: int = 1) -> float:
 
 def compare(ways: Ways, ours: Run, pairs: int, steps: int) -> dict[str, Any]:
     """Time the faster of ``ways`` and ours in turn; ``steps`` is what one call is divided by."""
-    trials = {way: min(seconds(run), seconds(run)) for way, run in ways.items()}
+    trials = {way: min(seconds(run) for _ in range(2 if len(ways) > 1 else 1)) for way, run in ways.items()}
     way = min(trials, key=lambda name: trials[name])
     theirs = partial(seconds, ways[way], math.ceil(PAIR_SECONDS / trials[way]))
     mine = partial(seconds, ours, math.ceil(PAIR_SECONDS / seconds(ours)))
@@ -356,9 +376,9 @@ class Case:
 
 
 def cases(peer: Peer, quick: bool) -> Iterator[Case]:
-    batches, sizes, steps = ((16,), (5,), 5) if quick else ((100, 16), (5, 10), 40)
-    for name in list(NETWORKS)[:2] if quick else NETWORKS:
-        shape, build = NETWORKS[name]
+    batches, sizes = ((16,), (5,)) if quick else ((100, 16), (5, 10))
+    for name in [QUICK] if quick else NETWORKS:
+        shape, build, steps = NETWORKS[name].shape, NETWORKS[name].build, 5 if quick else NETWORKS[name].steps
         network = build()
         for batch in batches:
             x = torch.randn(batch, *shape)
