@@ -34,6 +34,14 @@ class HyperGANConfig(MethodConfig):
         "hidden widths of each layer's generator",
         source="paper: 512, 512; narrow ones lose nothing here",
     )
+    head: Literal["dense", "low_rank", "chunked"] = setting(
+        "dense",
+        "how a generator writes its layer: 'dense', each weight by itself; 'low_rank' and 'chunked' need far fewer "
+        "parameters, for large layers; a layer for which they would not stays dense",
+        source="paper: dense; low_rank: a learned network plus a generated low-rank change; chunked: arXiv:1906.00695",
+    )
+    head_rank: int = setting(4, "rank of the generated part of each matrix (head = 'low_rank')", gt=0)
+    head_chunk: int = setting(512, "weights written at once (head = 'chunked')", gt=0)
     discriminator: Literal["joint", "per_layer", "none"] = setting(
         "joint",
         "'joint' sees the codes of all layers at once, as the paper defines it; 'per_layer' is the official code's, "

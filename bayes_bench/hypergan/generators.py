@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from bayes_bench.hypergan.layers import unit_scale_mlp
+from bayes_bench.hypergan.heads import DenseHead, make_head
+from bayes_bench.hypergan.layers import hidden_layers
 from bayes_bench.prior import fan_in
 
 OTHER_STD = 0.1
@@ -31,6 +31,7 @@ class LayerGenerator(nn.Module):
         initial: the layer's parameters by full name, with their starting values.
         gain, diversity, fixed_scale: see ``HyperGANConfig``: ``weight_gain``, ``initial_diversity`` and
             ``fixed_generator_scale``.
+        head, head_rank, head_chunk: see there too.
     """
 
     base: Tensor
@@ -46,34 +47,34 @@ class LayerGenerator(nn.Module):
         gain: float,
         diversity: float,
         fixed_scale: float,
+        head: str,
+        head_rank: int,
+        head_chunk: int,
     ):
         super().__init__()
         self.shapes = {name: value.shape for name, value in initial.items()}
         self.dtypes = {name: value.dtype for name, value in initial.items()}
         values = torch.cat([value.detach().flatten().cpu().float() for value in initial.values()])
         size = len(values)
-        self.body = unit_scale_mlp(code_dim, hidden, size)
-        head = cast("nn.Linear", self.body[-1])
+        self.body = hidden_layers(code_dim, hidden)
+        width = [code_dim, *hidden][-1]
         matrices = [shape for shape in self.shapes.values() if len(shape) >= 2]
         if matrices:
+            # Partly the same network for all codes, which trains from the first step; partly each code's own.
+            self.head = make_head(head, width, self.shapes, diversity=diversity, rank=head_rank, chunk=head_chunk)
             self.register_buffer("base", torch.zeros(size))
             self.register_buffer("scale", torch.full((size,), gain / math.sqrt(fan_in(matrices[0]))))
-            # Partly the same network for all codes, which trains from the first step; partly each code's own.
-            with torch.no_grad():
-                head.weight.mul_(diversity)
-                head.bias.normal_(std=math.sqrt(1 - diversity**2))
         else:
             # A narrow start rather than a small scale, which would slow down learning as well.
+            self.head = DenseHead(width, size, scale=OTHER_STD, shared_std=0.0)
             self.register_buffer("base", values)
             self.register_buffer("scale", torch.ones(size))
-            with torch.no_grad():
-                head.weight.mul_(OTHER_STD)
             fixed_scale *= OTHER_STD
         fixed = torch.randn(code_dim, size) * (fixed_scale / math.sqrt(code_dim)) if fixed_scale else None
         self.register_buffer("fixed", fixed)
 
     def forward(self, code: Tensor) -> dict[str, Tensor]:
-        unit = self.body(code)
+        unit = self.head(self.body(code))
         if self.fixed is not None:
             unit = torch.addmm(unit, code, self.fixed)
         return self._split(torch.addcmul(self.base, self.scale, unit))
@@ -106,6 +107,9 @@ class Generators(nn.Module):
         diversity: float,
         fixed_scale: float,
         noise_scale: float,
+        head: str = "dense",
+        head_rank: int = 1,
+        head_chunk: int = 1,
     ):
         super().__init__()
         layers: dict[str, dict[str, Tensor]] = {}
@@ -113,7 +117,17 @@ class Generators(nn.Module):
             layers.setdefault(layer_of(name), {})[name] = value
         self.code_dim = code_dim
         generators = [
-            LayerGenerator(parameters, code_dim, hidden, gain=gain, diversity=diversity, fixed_scale=fixed_scale)
+            LayerGenerator(
+                parameters,
+                code_dim,
+                hidden,
+                gain=gain,
+                diversity=diversity,
+                fixed_scale=fixed_scale,
+                head=head,
+                head_rank=head_rank,
+                head_chunk=head_chunk,
+            )
             for parameters in layers.values()
         ]
         self.layers: Sequence[LayerGenerator] = nn.ModuleList(generators)  # type: ignore[assignment]

@@ -42,6 +42,9 @@ class HyperGAN(WeightPosterior):
             diversity=config.initial_diversity,
             fixed_scale=config.fixed_generator_scale,
             noise_scale=config.weight_noise,
+            head=config.head,
+            head_rank=config.head_rank,
+            head_chunk=config.head_chunk,
         )
         size = self.generators.code_size
         self.mixer = Mixer(config.noise_dim, config.mixer_hidden, size) if config.mixer else None

@@ -8,6 +8,14 @@ from itertools import pairwise
 from torch import nn
 
 
+def hidden_layers(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
+    """``[R, inputs]`` → ``[R, hidden[-1]]``, rows of length √hidden[-1]."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise([inputs, *hidden]):
+        layers += [nn.Linear(fan_in, fan_out), nn.LeakyReLU(0.2), nn.LayerNorm(fan_out)]
+    return nn.Sequential(*layers)
+
+
 def unit_scale_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     """``[R, inputs]`` → ``[R, outputs]``; outputs start with mean 0 and standard deviation 1 for any input.
 
@@ -15,11 +23,8 @@ def unit_scale_mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Seque
     others drawn with it. The last layer norm gives its input length √width, so weights of variance
     1/width give outputs of variance 1.
     """
-    widths = [inputs, *hidden]
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), nn.LeakyReLU(0.2), nn.LayerNorm(fan_out)]
-    head = nn.Linear(widths[-1], outputs)
-    nn.init.normal_(head.weight, std=widths[-1] ** -0.5)
+    layers = hidden_layers(inputs, hidden)
+    head = nn.Linear([inputs, *hidden][-1], outputs)
+    nn.init.normal_(head.weight, std=head.in_features**-0.5)
     nn.init.zeros_(head.bias)
     return nn.Sequential(*layers, head)
