@@ -13,7 +13,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
@@ -29,7 +29,9 @@ from bayes_bench.examples import Examples, FitData
 from bayes_bench.likelihood import RESERVED, Likelihood
 from bayes_bench.predictive import (
     ClassPrediction,
+    ClassReducer,
     ValuePrediction,
+    ValueReducer,
     concatenate,
     log_mixture_nll,
     summarise_classes,
@@ -177,10 +179,42 @@ class WeightPosterior(ABC):
             raise UsageError(f"{type(self).__name__} has no weights yet; call fit or load first")
         return self._draw(n, seed)
 
+    @final
+    def iter_samples(self, n: int, *, seed: int, chunk: int | None = None) -> Iterator[WeightSamples]:
+        """The networks of ``sample(n, seed=seed)``, ``chunk`` at a time: memory follows the chunk, not n.
+
+        Args:
+            chunk: networks at once; by default as many as fit an eighth of the memory limit.
+
+        Raises:
+            As ``sample``, before the first draw.
+        """
+        if n < 1 or (chunk is not None and chunk < 1):
+            raise UsageError(f"cannot sample {n} networks, {chunk} at a time; ask for at least 1")
+        if not self.fitted:
+            raise UsageError(f"{type(self).__name__} has no weights yet; call fit or load first")
+        size = n if self.support is None else min(n, self.support)
+        bytes_each = sum(value.numel() * value.element_size() for value in (self.initial | self.frozen).values())
+        return self._chunks(size, seed, chunk or max(1, MEMORY_LIMIT // (8 * bytes_each)))
+
+    def _chunks(self, size: int, seed: int, chunk: int) -> Iterator[WeightSamples]:
+        rng = torch.Generator().manual_seed(seed)
+        # A method of finite support holds all its networks anyway, and chooses among them once.
+        chosen = None if self.support is None else self._draw(size, seed)
+        for start in range(0, size, chunk):
+            if chosen is not None:
+                yield {name: value[start : start + chunk] for name, value in chosen.items()}
+            else:
+                with torch.no_grad():
+                    yield self._checked(self._sample(min(chunk, size - start), rng), min(chunk, size - start))
+
     @torch.no_grad()
     def _draw(self, n: int, seed: int) -> WeightSamples:
         size = n if self.support is None else min(n, self.support)
-        weights = self.complete(self._sample(size, torch.Generator().manual_seed(seed)))
+        return self._checked(self._sample(size, torch.Generator().manual_seed(seed)), size)
+
+    def _checked(self, weights: WeightSamples, size: int) -> WeightSamples:
+        weights = self.complete(weights)
         self._check_weights(weights, size)
         return {name: weights[name] for name in self.shapes}
 
@@ -193,18 +227,32 @@ class WeightPosterior(ABC):
     @final
     @torch.no_grad()
     def predict(
-        self, x: Tensor, weights: Mapping[str, Tensor], *, memory_limit: int = MEMORY_LIMIT
+        self,
+        x: Tensor,
+        weights: Mapping[str, Tensor] | Iterable[Mapping[str, Tensor]],
+        *,
+        memory_limit: int = MEMORY_LIMIT,
     ) -> ClassPrediction | ValuePrediction:
-        """Mean, entropy and mutual information, or the variances of a regression, of the mixture on x ``[B, ...]``."""
-        networks = next(iter(weights.values())).shape[0]
-        # In chunks of examples: the outputs of all networks are held, in float64, for one chunk alone.
-        rows = max(1, memory_limit // (64 * networks * self.likelihood.output_width))
-        parts: list[Any] = []
-        for chunk in x.split(rows):
-            predicted = self.likelihood.predict(self.outputs(chunk, weights, memory_limit=memory_limit), weights)
-            classes = self.likelihood.kind == "classification"
-            parts.append(summarise_classes(predicted["log_probs"]) if classes else summarise_values(**predicted))
-        return concatenate(parts)
+        """Mean, entropy and mutual information, or the variances of a regression, of the mixture on x ``[B, ...]``.
+
+        ``weights`` is a draw, or several one after the other, such as ``iter_samples`` gives: then no more networks
+        are held at once than one of them has.
+        """
+        draws = [weights] if isinstance(weights, Mapping) else weights
+        classes = self.likelihood.kind == "classification"
+        chunks: tuple[Tensor, ...] = ()
+        reducers: list[Any] = []
+        for draw in draws:
+            if not chunks:
+                # In chunks of examples: the outputs of a draw are held, in float64, for one chunk alone.
+                networks = next(iter(draw.values())).shape[0]
+                chunks = x.split(max(1, memory_limit // (64 * networks * self.likelihood.output_width)))
+                reducers = [ClassReducer() if classes else ValueReducer() for _ in chunks]
+            for chunk, reducer in zip(chunks, reducers, strict=True):
+                reducer.add(**self.likelihood.predict(self.outputs(chunk, draw, memory_limit=memory_limit), draw))
+        if not reducers:
+            raise UsageError("no networks to predict with; draw at least one")
+        return concatenate([reducer.result() for reducer in reducers])
 
     @final
     def state_dict(self) -> dict[str, Tensor]:

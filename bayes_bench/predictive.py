@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from bayes_bench.errors import UsageError
+
 
 @dataclass(frozen=True)
 class ClassPrediction:
@@ -58,24 +60,86 @@ class ValuePrediction:
         return self.epistemic_variance + self.aleatoric_variance
 
 
+class ClassReducer:
+    """Streaming: takes networks in any number of parts and keeps sums alone, so that memory does not grow with S."""
+
+    def __init__(self) -> None:
+        self._networks = 0
+        self._probs: Tensor | None = None
+        self._entropies: Tensor | None = None
+
+    def add(self, log_probs: Tensor) -> None:
+        """Take in normalised log probabilities of more networks on the same examples, ``[S, B, C]``."""
+        log_probs = log_probs.double()
+        probs = log_probs.exp()
+        # The logarithms are there already; a probability of 0 must give 0, not 0·∞.
+        entropies = -(probs * log_probs.clamp(min=-1e4)).sum((0, 2))
+        self._networks += len(log_probs)
+        self._probs = probs.sum(0) if self._probs is None else self._probs + probs.sum(0)
+        self._entropies = entropies if self._entropies is None else self._entropies + entropies
+
+    def result(self) -> ClassPrediction:
+        """Of all networks so far.
+
+        Raises:
+            UsageError: there were none.
+        """
+        if self._probs is None or self._entropies is None:
+            raise UsageError("no networks to summarise; draw at least one")
+        mean = self._probs / self._networks
+        entropy = torch.special.entr(mean).sum(-1)
+        # Rounding can push the difference a hair below 0 or, at total disagreement, above ln S.
+        information = (entropy - self._entropies / self._networks).clamp(0, math.log(self._networks))
+        return ClassPrediction(mean, entropy, information, self._networks)
+
+
+class ValueReducer:
+    """The same for a regression; means and variances are merged without cancellation (Chan et al. 1983)."""
+
+    def __init__(self) -> None:
+        self._networks = 0
+        self._mean: Tensor | None = None
+        self._squares: Tensor | None = None
+        self._noise: Tensor | None = None
+
+    def add(self, mean: Tensor, noise_std: Tensor) -> None:
+        """Take in means and noise standard deviations of more networks on the same examples, both ``[S, B, D]``."""
+        mean, own = mean.double(), len(mean)
+        part, noise = mean.mean(0), (noise_std.double() ** 2).sum(0)
+        squares = ((mean - part) ** 2).sum(0)
+        total = self._networks + own
+        if self._mean is None or self._squares is None or self._noise is None:
+            self._mean, self._squares, self._noise = part, squares, noise
+        else:
+            shift = part - self._mean
+            self._squares = self._squares + squares + shift**2 * (self._networks * own / total)
+            self._mean = self._mean + shift * (own / total)
+            self._noise = self._noise + noise
+        self._networks = total
+
+    def result(self) -> ValuePrediction:
+        """Of all networks so far.
+
+        Raises:
+            UsageError: there were none.
+        """
+        if self._mean is None or self._squares is None or self._noise is None:
+            raise UsageError("no networks to summarise; draw at least one")
+        return ValuePrediction(self._mean, self._squares / self._networks, self._noise / self._networks, self._networks)
+
+
 def summarise_classes(log_probs: Tensor) -> ClassPrediction:
     """Summarise normalised log probabilities ``[S, B, C]``."""
-    log_probs = log_probs.double()
-    networks = log_probs.shape[0]
-    probs = log_probs.exp()
-    mean = probs.mean(0)
-    entropy = torch.special.entr(mean).sum(-1)
-    # The logarithms are there already; a probability of 0 must give 0, not 0·∞.
-    expected = -(probs * log_probs.clamp(min=-1e4)).sum((0, 2)) / networks
-    # Rounding can push the difference a hair below 0 or, at total disagreement, above ln S.
-    information = (entropy - expected).clamp(0, math.log(networks))
-    return ClassPrediction(mean, entropy, information, networks)
+    reducer = ClassReducer()
+    reducer.add(log_probs)
+    return reducer.result()
 
 
 def summarise_values(mean: Tensor, noise_std: Tensor) -> ValuePrediction:
     """Summarise the networks' means and noise standard deviations, both ``[S, B, D]``."""
-    mean = mean.double()
-    return ValuePrediction(mean.mean(0), mean.var(0, correction=0), (noise_std.double() ** 2).mean(0), mean.shape[0])
+    reducer = ValueReducer()
+    reducer.add(mean, noise_std)
+    return reducer.result()
 
 
 def concatenate(
@@ -83,6 +147,8 @@ def concatenate(
 ) -> ClassPrediction | ValuePrediction:
     """Join the summaries of consecutive chunks of examples."""
     first = parts[0]
+    if len(parts) == 1:
+        return first
     joined = {
         field.name: torch.cat([getattr(part, field.name) for part in parts])
         for field in fields(first)

@@ -208,6 +208,15 @@ def check_draws_are_nested(method: Method) -> None:
     )
 
 
+def check_draws_continue(method: Method) -> None:
+    posterior = _fitted(method, classification)
+    whole = posterior.sample(7, seed=5)
+    parts = list(posterior.iter_samples(7, seed=5, chunk=3))
+    assert all(torch.allclose(torch.cat([part[name] for part in parts]), whole[name], atol=1e-6) for name in whole), (
+        "networks drawn 3 at a time are not those of sample(7): draw noise network by network, and nothing before it"
+    )
+
+
 def check_support_is_honoured(method: Method) -> None:
     posterior = _fitted(method, classification)
     support = posterior.support

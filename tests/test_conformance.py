@@ -139,6 +139,14 @@ class DrawsTensorByTensor(Correct):
         return {name: w + self.config.noise * torch.randn(n, *w.shape, generator=rng) for name, w in self.state.items()}
 
 
+class DrawsSomethingFirst(Correct):
+    """Nested draws, but a second call does not go on where the first one ended."""
+
+    def _sample(self, n, rng):
+        own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        return super()._sample(n, own)
+
+
 class RepeatsNetworks(Correct):
     support = 5
 
@@ -220,6 +228,7 @@ MUTANTS = {
     IgnoresTheSamplingSeed: "sampling is seeded",
     HandsOutItsOwnTensors: "sampling leaves the posterior",
     DrawsTensorByTensor: "draws are nested",
+    DrawsSomethingFirst: "draws continue",
     RepeatsNetworks: "support is honoured",
     GivesMoreThanItsSupport: "support is honoured",
     IgnoresTheFitSeed: "fit is seeded",

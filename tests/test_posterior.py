@@ -19,7 +19,9 @@ from bayes_bench import (
 from bayes_bench.posterior import resolve_device
 from bayes_bench.testing import classification, regression
 from bayes_bench_baselines.configs import MAPConfig
+from bayes_bench_baselines.ensemble import DeepEnsemble
 from bayes_bench_baselines.map import MAP
+from bayes_bench_baselines.mcdropout import MCDropout
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +224,38 @@ def test_gaussian_targets_of_several_dimensions():
     posterior = MAP(nn.Linear(3, 2), Gaussian(0.5, dimensions=2))
     posterior.fit((x, y), budget=2000)
     assert posterior.predict(x, posterior.sample(1, seed=0)).mean.shape == (40, 2)
+
+
+@pytest.mark.parametrize("problem", [classification, regression])
+@pytest.mark.parametrize("method", [HyperGAN, MCDropout, DeepEnsemble, MAP])
+def test_predicting_draw_by_draw_is_predicting_with_all(method, problem):
+    posterior, x = problem().fit(method, budget=4000), problem().data.train.x
+    whole = posterior.predict(x, posterior.sample(23, seed=1))
+    streamed = posterior.predict(x, posterior.iter_samples(23, seed=1, chunk=4), memory_limit=20_000)
+    assert streamed.networks == whole.networks
+    for name, value in vars(whole).items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(getattr(streamed, name), value, rtol=1e-4, atol=1e-6)
+
+
+def test_streaming_holds_one_chunk_of_networks(fitted, monkeypatch):
+    sizes = []
+    draw = HyperGAN._sample
+    monkeypatch.setattr(HyperGAN, "_sample", lambda self, n, rng: sizes.append(n) or draw(self, n, rng))
+    posterior = classification().fit(HyperGAN, budget=4000)
+    sizes.clear()
+    draws = posterior.iter_samples(20, seed=0, chunk=8)
+    assert sizes == [], "nothing is drawn before it is asked for"
+    assert [len(next(iter(part.values()))) for part in draws] == sizes == [8, 8, 4]
+
+
+def test_streaming_refuses_before_it_draws(fitted):
+    problem = classification()
+    with pytest.raises(UsageError, match="at least 1"):
+        fitted.iter_samples(0, seed=0)
+    with pytest.raises(UsageError, match="at least 1"):
+        fitted.iter_samples(3, seed=0, chunk=0)
+    with pytest.raises(UsageError, match="call fit or load first"):
+        HyperGAN(problem.network, problem.likelihood).iter_samples(3, seed=0)
+    with pytest.raises(UsageError, match="no networks"):
+        fitted.predict(problem.data.train.x, [])

@@ -1,13 +1,19 @@
 """Stacked evaluation equals the plain loop over ``functional_call``, forward and backward, for every layer type."""
 
+import copy
+import pickle
+
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
 from torch import nn
 from torch.func import functional_call
 
-from bayes_bench import StackedNetwork, UsageError
+from bayes_bench import InputScaled, StackedNetwork, UsageError
 from bayes_bench.networks import convnet, mlp, resnet
+from bayes_bench.stacked.blocks import EXAMPLES, Blocks, choose_blocks
 
 
 class Residual(nn.Module):
@@ -74,6 +80,16 @@ class SizeArithmetic(nn.Module):
         return self.head(h.view(h.size(0), h.size(1) * h.size(2) * h.size(3)))
 
 
+class InPlaceOfABranch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.layer(x)
+        return F.relu(h, inplace=True) + h  # twice the activation, as h was overwritten
+
+
 class Keywords(nn.Module):
     """Spellings that the plan does not know must fall back, not crash."""
 
@@ -131,12 +147,17 @@ PLANNED = {
     "residual and concatenation": (Residual(), (4,)),
     "views and functions": (Views(), (2, 6, 6)),
     "tied weights": (Tied(), (4,)),
+    "in-place activations": (
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 2)),
+        (1, 8, 8),
+    ),
 }
 FALLBACKS = {
     "keyword spelling": (Keywords(), (4,)),
     "pooling without channels": (nn.Sequential(nn.Linear(4, 4), nn.MaxPool1d(3, 1, 1), nn.Linear(4, 2)), (4,)),
     "direct parameter": (Direct(), (4,)),
-    "in-place activation": (nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True)), (4,)),
+    "in-place activation of what is read again": (InPlaceOfABranch(), (4,)),
+    "in-place activation of the inputs": (nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)), (4,)),
     "circular padding": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 5)),
     "softmax": (nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=-1)), (4,)),
     "value-dependent branch": (Branching(), (4,)),
@@ -313,3 +334,313 @@ def test_memory_stays_bounded_by_the_limit():
     everything = 40 * 64 * 8 * 14 * 14 * 4
     assert everything > 10 * limit
     assert max(sizes) <= limit
+
+
+# Gradients in the same pass ---------------------------------------------------------------------------------------
+
+
+def squared(outputs, y, weights):
+    return ((outputs - y) ** 2).flatten(2).sum(2) * weights.get("loss_scale", torch.ones(len(outputs))).view(-1, 1)
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 3000], ids=["whole", "in blocks"])
+@pytest.mark.parametrize("own_inputs", [False, True], ids=["shared inputs", "own inputs"])
+@pytest.mark.parametrize("name", [*PLANNED, *FALLBACKS])
+def test_mean_loss_equals_the_loop_with_its_gradients(name, own_inputs, memory_limit):
+    network, shape = (PLANNED | FALLBACKS)[name]
+    network, networks = network.eval(), 4
+    weights = draw(network, networks) | {"loss_scale": torch.rand(networks).requires_grad_()}
+    rng = torch.Generator().manual_seed(1)
+    x = torch.randn(*([networks] if own_inputs else []), 6, *shape, generator=rng)
+    x.requires_grad_(own_inputs)
+    expected_outputs = looped(network, {key: w for key, w in weights.items() if key != "loss_scale"}, x, own_inputs)
+    y = torch.randn(expected_outputs.shape[0 if own_inputs else 1 :], generator=rng)
+    expected = squared(expected_outputs, y, weights).mean(1)
+    found = StackedNetwork(network).mean_loss(weights, x, y, squared, own_inputs=own_inputs, memory_limit=memory_limit)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # Each network's loss is weighed differently: no gradient may leak from one into another.
+    outer = torch.arange(1.0, networks + 1)
+    leaves = [*weights.values(), *([x] if own_inputs else [])]
+    gradients = torch.autograd.grad((found * outer).sum(), leaves)
+    references = torch.autograd.grad((expected * outer).sum(), leaves)
+    for gradient, reference in zip(gradients, references, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-3)
+
+
+def test_mean_loss_lets_frozen_weights_alone():
+    network = mlp(4, [5], 2).eval()
+    weights = draw(network, 3)
+    frozen = next(iter(weights))
+    weights[frozen] = weights[frozen].detach()[:1].expand_as(weights[frozen])
+    losses = StackedNetwork(network).mean_loss(weights, torch.randn(6, 4), torch.randn(6, 2), squared)
+    losses.sum().backward()
+    assert weights[frozen].grad is None
+    assert all(w.grad is not None for name, w in weights.items() if name != frozen)
+
+
+def test_mean_loss_gives_its_gradients_again_where_the_graph_is_kept():
+    network = mlp(4, [5], 2).eval()
+    weights, x = draw(network, 3), torch.randn(3, 6, 4).requires_grad_()
+    losses = StackedNetwork(network).mean_loss(weights, x, torch.randn(3, 6, 2), squared, own_inputs=True)
+    (first,) = torch.autograd.grad(losses.sum(), x, retain_graph=True)
+    (2 * losses).sum().backward()
+    torch.testing.assert_close(x.grad, 2 * first)
+
+
+def test_mean_loss_keeps_the_plan_where_the_loss_is_at_fault():
+    network = mlp(4, [5], 2).eval()
+    stacked = StackedNetwork(network)
+    with pytest.raises(RuntimeError):
+        stacked.mean_loss(draw(network, 3), torch.randn(6, 4), torch.randn(6, 7), squared)
+    assert stacked.method == "plan"
+
+
+# Weights in factors -----------------------------------------------------------------------------------------------
+
+
+def in_factors(network, networks, names, seed=0):
+    """Weights of which some are shared up to scales of their inputs, and the same as plain tensors."""
+    rng = torch.Generator().manual_seed(seed)
+    weights = {name: w.detach() for name, w in draw(network, networks, seed).items()}
+    plain = {name: w.clone() for name, w in weights.items()}
+    for name in names:
+        base, scale = weights[name][0], torch.rand(networks, weights[name].shape[2], generator=rng)
+        weights[name] = InputScaled(base, scale)
+        plain[name] = torch.einsum("oi...,si->soi...", base, scale)
+    return weights, plain
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 3000], ids=["whole", "in blocks"])
+@pytest.mark.parametrize("networks", [1, 5])
+@pytest.mark.parametrize("shared_rest", [False, True])
+@pytest.mark.parametrize(
+    ("network", "shape", "names"),
+    [
+        (mlp(4, [8, 7], 3), (4,), ["3.weight", "5.weight"]),
+        (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (5, 4), ["0.weight", "2.weight"]),
+        (convnet((1, 12, 12), [3, 4], 5, kernel=3), (1, 12, 12), ["0.weight", "3.weight", "7.weight"]),
+        (nn.Sequential(nn.Conv1d(3, 6, 3), nn.Tanh(), nn.Conv1d(6, 2, 3), nn.Flatten()), (3, 8), ["2.weight"]),
+    ],
+    ids=["mlp", "sequences", "convnet", "conv1d"],
+)
+def test_factors_give_what_their_product_gives(network, shape, names, networks, shared_rest, memory_limit):
+    network = network.eval()
+    weights, plain = in_factors(network, networks, names)
+    if shared_rest:
+        for name in weights.keys() - set(names):
+            weights[name] = plain[name] = plain[name][:1].expand_as(plain[name])
+    stacked, x = StackedNetwork(network), torch.randn(7, *shape)
+    expected = looped(network, plain, x, False)
+    torch.testing.assert_close(stacked(weights, x, memory_limit=memory_limit), expected, rtol=1e-4, atol=1e-5)
+    assert stacked.method == "plan", stacked.reason
+    assert all(weights[name]._product is None for name in names), "the product was made for nothing"
+
+
+def test_factors_serve_where_there_is_no_plan():
+    network = Direct().eval()
+    weights, plain = in_factors(network, 3, ["layer.weight"])
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(StackedNetwork(network)(weights, x), looped(network, plain, x, False))
+
+
+def test_factors_are_a_tensor_to_others(tmp_path):
+    weights, plain = in_factors(nn.Linear(4, 3), 5, ["weight"])
+    scaled, product = weights["weight"], plain["weight"]
+    assert isinstance(scaled, torch.Tensor)
+    assert scaled.shape == (5, 3, 4)
+    for found in (
+        scaled + 0, scaled.clone(), scaled.contiguous(), scaled.double().float(), torch.from_numpy(scaled.numpy()),
+        torch.tensor(scaled.tolist()), copy.deepcopy(scaled), pickle.loads(pickle.dumps(scaled)), scaled[:],
+        torch.stack(list(scaled)), scaled.detach().cpu().requires_grad_().data,
+    ):  # fmt: skip
+        assert torch.equal(found, product)
+    torch.save(scaled, tmp_path / "weights.pt")
+    assert torch.equal(torch.load(tmp_path / "weights.pt"), product)
+    assert "InputScaled" in repr(scaled)
+
+
+def test_factors_are_given_up_where_the_product_is_written_to():
+    network = nn.Linear(4, 3)
+    weights, plain = in_factors(network, 5, ["weight"])
+    weights["weight"].sum()
+    assert weights["weight"].factored
+    weights["weight"][1, 2] = plain["weight"][1, 2] = 7.0
+    assert not weights["weight"].factored
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(StackedNetwork(network)(weights, x), looped(network, plain, x, False))
+
+
+def test_factors_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="no inputs for a scale"):
+        InputScaled(torch.zeros(3, 4), torch.zeros(5, 3))
+
+
+# Plans --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("activation", "swapped"),
+    [(nn.ReLU(), True), (nn.LeakyReLU(0.2), True), (nn.Tanh(), True), (nn.LeakyReLU(-0.2), False), (nn.GELU(), False)],
+)
+def test_pooling_comes_before_activations_that_increase(activation, swapped):
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), activation, nn.MaxPool2d(2), nn.Flatten()).eval()
+    order = [step.name for step in StackedNetwork(network)._plan.steps]
+    pooling = next(i for i, name in enumerate(order) if name.endswith("_2"))
+    assert (pooling == 1) is swapped
+    weights, x = draw(network, 3), torch.randn(4, 1, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(StackedNetwork(network)(weights, x), looped(network, weights, x, False))
+
+
+def test_an_activation_that_others_read_stays_before_the_pooling():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+        def forward(self, x):
+            h = F.relu(self.conv(x))
+            return torch.cat([F.max_pool2d(h, 2).flatten(1), h.flatten(1)], 1)
+
+    network = Both().eval()
+    weights, x = draw(network, 3), torch.randn(4, 1, 8, 8)
+    stacked = StackedNetwork(network)
+    torch.testing.assert_close(stacked(weights, x), looped(network, weights, x, False))
+    assert stacked.method == "plan", stacked.reason
+
+
+@pytest.mark.parametrize("options", [{"stride": 1}, {"stride": (2, 3)}, {"padding": 1}, {"ceil_mode": True}, {}])
+@pytest.mark.parametrize("kernel", [2, 3, (2, 3)])
+def test_max_pooling_as_maxima_of_shifts(kernel, options):
+    network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.MaxPool2d(kernel, **options), nn.Flatten()).eval()
+    weights, x = draw(network, 3), torch.randn(4, 1, 9, 8)
+    x[0, 0, 0, 0] = torch.nan  # spreads as it does in PyTorch's own
+    with torch.no_grad():
+        for networks in (1, 3):
+            part = {name: w[:networks] for name, w in weights.items()}
+            torch.testing.assert_close(
+                StackedNetwork(network)(part, x), looped(network, part, x, False), equal_nan=True
+            )
+
+
+@st.composite
+def architectures(draw_from):
+    """Random networks for images ``[C, H, W]``, of all kinds of layers that have a stacked rule."""
+    channels, height, width = draw_from(st.sampled_from([(1, 8, 9), (3, 7, 7), (2, 10, 8)]))
+    shape, layers = (channels, height, width), []
+    activations = st.sampled_from([nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU])
+    for _ in range(draw_from(st.integers(0, 3))):
+        out = draw_from(st.sampled_from([2, 4, 6]))
+        groups = draw_from(st.sampled_from([g for g in (1, 2) if channels % g == 0]))
+        convolution = nn.Conv2d(
+            channels,
+            out,
+            draw_from(st.integers(1, 3)),
+            stride=draw_from(st.integers(1, 2)),
+            padding=draw_from(st.integers(0, 2)),
+            dilation=draw_from(st.integers(1, 2)),
+            groups=groups,
+            bias=draw_from(st.booleans()),
+        )
+        layers.append(convolution)
+        channels = out
+        extra = draw_from(st.sampled_from(["none", "group norm", "max", "average"]))
+        order = [draw_from(activations)()]
+        if extra == "group norm":
+            order.insert(0, nn.GroupNorm(2, channels))
+        elif extra == "max":
+            order.append(nn.MaxPool2d(2, stride=draw_from(st.integers(1, 2)), padding=draw_from(st.integers(0, 1))))
+        elif extra == "average":
+            order.append(nn.AvgPool2d(2, padding=1))
+        layers += order
+    if draw_from(st.booleans()):
+        layers.append(nn.AdaptiveAvgPool2d(2))
+    layers.append(nn.Flatten())
+    try:
+        with torch.no_grad():
+            features = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]
+    except RuntimeError:  # the image became too small
+        layers, features = [nn.Flatten()], shape[0] * height * width
+    if draw_from(st.booleans()):
+        hidden = draw_from(st.integers(2, 6))
+        layers += [nn.Linear(features, hidden), draw_from(activations)(), nn.LayerNorm(hidden)]
+        features = hidden
+    return nn.Sequential(*layers, nn.Linear(features, 3)).eval(), shape
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    architecture=architectures(),
+    networks=st.sampled_from([1, 2, 5]),
+    batch=st.integers(1, 5),
+    own_inputs=st.booleans(),
+    memory_limit=st.sampled_from([2**29, 5000]),
+)
+def test_random_architectures_equal_the_loop(architecture, networks, batch, own_inputs, memory_limit):
+    network, shape = architecture
+    weights = draw(network, networks)
+    rng = torch.Generator().manual_seed(3)
+    x = torch.randn(*([networks] if own_inputs else []), batch, *shape, generator=rng)
+    y = torch.randn(*([networks] if own_inputs else []), batch, 3, generator=rng)
+    stacked, options = StackedNetwork(network), {"own_inputs": own_inputs, "memory_limit": memory_limit}
+    expected = looped(network, weights, x, own_inputs)
+    reference = squared(expected, y, weights).mean(1)
+    with torch.no_grad():
+        torch.testing.assert_close(stacked(weights, x, **options), expected, rtol=1e-4, atol=1e-4)
+    leaves = list(weights.values())
+    expected_gradients = torch.autograd.grad(reference.sum(), leaves)
+    found = stacked(weights, x, **options)
+    losses = stacked.mean_loss(weights, x, y, squared, **options)
+    torch.testing.assert_close(losses, reference, rtol=1e-4, atol=1e-4)
+    assert stacked.method == "plan", stacked.reason
+    for gradients in (
+        torch.autograd.grad(squared(found, y, weights).mean(1).sum(), leaves),
+        torch.autograd.grad(losses.sum(), leaves),
+    ):
+        for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-3)
+
+
+# Blocks -------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    networks=st.integers(1, 2000),
+    examples=st.integers(1, 20_000),
+    bytes_each=st.integers(0, 2**34),
+    memory_limit=st.integers(1, 2**36),
+    gradients=st.booleans(),
+    device=st.sampled_from(["cpu", "cuda"]),
+)
+def test_blocks_fit_the_limit_and_the_work(networks, examples, bytes_each, memory_limit, gradients, device):
+    blocks = choose_blocks(
+        networks, examples, bytes_each=bytes_each, device=device, memory_limit=memory_limit, gradients=gradients
+    )
+    assert 1 <= blocks.networks <= networks
+    assert 1 <= blocks.examples <= examples
+    assert blocks == Blocks(1, 1) or blocks.networks * blocks.examples * bytes_each <= memory_limit
+
+
+def test_blocks_on_a_cpu_and_on_a_gpu():
+    def blocks(device, examples, **options):
+        return choose_blocks(100, examples, bytes_each=100_000, device=device, memory_limit=2**40, **options)
+
+    assert blocks("cpu", 1000) == Blocks(1, EXAMPLES), "one network alone is work enough"
+    assert blocks("cpu", 1).networks > 10, "small work shares operations"
+    assert blocks("cpu", 1000, gradients=True) == Blocks(1, 1000), "examples are cut by memory alone"
+    assert blocks("cuda", 1000) == Blocks(100, 1000), "a GPU gets all that fits"
+
+
+def test_explain_tells_blocks_and_what_is_shared():
+    network = convnet((1, 12, 12), [4, 4], 3, kernel=3).eval()
+    weights = {name: w.detach() for name, w in draw(network, 20).items()}
+    weights["0.weight"] = weights["0.weight"][:1].expand_as(weights["0.weight"])
+    weights["0.bias"] = weights["0.bias"][:1].expand_as(weights["0.bias"])
+    stacked = StackedNetwork(network)
+    plain, detailed = stacked.explain(), stacked.explain(weights, torch.zeros(30, 1, 12, 12))
+    assert "once for all networks" not in plain
+    assert "20 networks, 30 examples" in detailed
+    assert "at once" in detailed
+    first, second = (next(line for line in detailed.splitlines() if f" {i}: Conv2d" in line) for i in (0, 3))
+    assert "once for all networks" in first
+    assert "once for all networks" not in second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
@@ -153,6 +154,9 @@ def _increases(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _module_step(node: fx.Node, module: nn.Module, names: Mapping[int, str]) -> Step:
+    if getattr(module, "inplace", False) and _nobody_else_reads(node):
+        module = copy.copy(module)
+        module.inplace = False
     rule = ops.module_rule(module)
     if rule is None or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
         raise NotStackableError(f"no stacked rule for {node.target} = {module}")
@@ -167,11 +171,18 @@ def _module_step(node: fx.Node, module: nn.Module, names: Mapping[int, str]) -> 
     )
 
 
+def _nobody_else_reads(node: fx.Node) -> bool:
+    """Whether a node that works in place may as well make a new value: its input is fresh, and for it alone."""
+    source = node.args[0] if node.args else None
+    fresh = isinstance(source, fx.Node) and (source.op == "call_module" or source.target in ops.BINARY_FUNCTIONS)
+    return fresh and isinstance(source, fx.Node) and len(source.users) == 1
+
+
 def _function_rule(node: fx.Node) -> Rule:
     """A rule for a function or method call; its arguments are looked up in the environment at run time."""
     target: Any = node.target
     kwargs = dict(node.kwargs)
-    if kwargs.pop("inplace", False):
+    if (kwargs.pop("inplace", False) and not _nobody_else_reads(node)) or any(arg is True for arg in node.args):
         raise NotStackableError(f"{target} works in place")
     kwargs.pop("out", None)
 
