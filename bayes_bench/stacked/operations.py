@@ -288,6 +288,10 @@ POOLING_FUNCTIONS: dict[Any, int] = {
     F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2,
 }  # fmt: skip
 """The function → the number of dimensions it pools over."""
+FRESH_MODULES: tuple[type[nn.Module], ...] = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, *POOLING_MODULES,
+)  # fmt: skip
+"""Layers whose output shares no memory with their input."""
 MAX_POOLING: tuple[Any, ...] = (
     nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, F.max_pool1d, F.max_pool2d,
 )  # fmt: skip

@@ -118,11 +118,11 @@ def make_plan(network: nn.Module) -> Plan:
                 raise NotStackableError("the network does not return one tensor")
             output_name = node.args[0].name
         elif node.op == "call_module":
-            steps.append(_module_step(node, modules[node.target], names))
+            steps.append(_module_step(node, modules, names))
         elif node.op in ("call_function", "call_method"):
             inputs = tuple(arg.name for arg in node.all_input_nodes)
             label = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-            steps.append(Step(node.name, _function_rule(node), {}, inputs, str(label)))
+            steps.append(Step(node.name, _function_rule(node, modules), {}, inputs, str(label)))
         else:
             raise NotStackableError(f"forward uses {node.target!r} directly")
     return Plan(steps, input_name, output_name)
@@ -153,10 +153,11 @@ def _increases(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return isinstance(given, int | float) and given >= 0
 
 
-def _module_step(node: fx.Node, module: nn.Module, names: Mapping[int, str]) -> Step:
-    if getattr(module, "inplace", False) and _nobody_else_reads(node):
+def _module_step(node: fx.Node, modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> Step:
+    module = modules[str(node.target)]
+    if getattr(module, "inplace", False) and _nobody_else_reads(node, modules):
         module = copy.copy(module)
-        module.inplace = False
+        module.__dict__["inplace"] = False
     rule = ops.module_rule(module)
     if rule is None or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
         raise NotStackableError(f"no stacked rule for {node.target} = {module}")
@@ -171,18 +172,23 @@ def _module_step(node: fx.Node, module: nn.Module, names: Mapping[int, str]) -> 
     )
 
 
-def _nobody_else_reads(node: fx.Node) -> bool:
+def _nobody_else_reads(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node that works in place may as well make a new value: its input is fresh, and for it alone."""
     source = node.args[0] if node.args else None
-    fresh = isinstance(source, fx.Node) and (source.op == "call_module" or source.target in ops.BINARY_FUNCTIONS)
-    return fresh and isinstance(source, fx.Node) and len(source.users) == 1
+    if not isinstance(source, fx.Node) or len(source.users) > 1:
+        return False
+    # Other modules, such as Flatten and Dropout, may give a view of what somebody else reads.
+    kind = type(modules[str(source.target)]) if source.op == "call_module" else source.target
+    return kind in ops.FRESH_MODULES or kind in ops.BINARY_FUNCTIONS
 
 
-def _function_rule(node: fx.Node) -> Rule:
+def _function_rule(node: fx.Node, modules: Mapping[str, nn.Module]) -> Rule:
     """A rule for a function or method call; its arguments are looked up in the environment at run time."""
     target: Any = node.target
     kwargs = dict(node.kwargs)
-    if (kwargs.pop("inplace", False) and not _nobody_else_reads(node)) or any(arg is True for arg in node.args):
+    if (kwargs.pop("inplace", False) and not _nobody_else_reads(node, modules)) or any(
+        arg is True for arg in node.args
+    ):
         raise NotStackableError(f"{target} works in place")
     kwargs.pop("out", None)
 
