@@ -54,7 +54,7 @@ class Job(Settings):
 
         Args:
             checksum: of the task's data.
-            device: its class, ``"cpu"`` or ``"cuda"``.
+            device: its class, ``"cpu"``, ``"cuda"`` or ``"cuda-tf32"``.
         """
         return canonical_hash(
             {

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -86,6 +86,7 @@ def run(
     *,
     suites: Sequence[SuiteSpec] = (),
     device: str = "auto",
+    precision: Literal["float32", "tf32"] = "float32",
     threads: int | None = None,
     fresh: bool = False,
     data_root: Path | None = None,
@@ -103,6 +104,7 @@ def run(
         run_dir: made where it is not; a run folder is continued.
         suites: kept in ``run.json``, for readers.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        precision: of products on a GPU. PyTorch's own default for convolutions there is ``"tf32"``; ours is not.
         threads: CPU threads of PyTorch while the run lasts; default: the physical cores this process may use, but
             one for networks below ``SMALL_NETWORK``. The caller's own number is put back.
         fresh: run finished jobs again.
@@ -112,7 +114,7 @@ def run(
         observer: told about progress.
 
     Raises:
-        UsageError: no such device, a folder that cannot be written or is in use; nothing was run.
+        UsageError: no such device, tf32 without a GPU, a folder that cannot be written or is in use; nothing was run.
         DataError: data are missing or damaged; nothing was written.
         PluginError: a method is broken; nothing was written.
     """
@@ -121,13 +123,16 @@ def run(
     observer = observer or Observer()
     store.check_run_dir(run_dir)
     place = resolve_device(device)
+    if precision == "tf32" and place.type != "cuda":
+        raise UsageError("precision tf32 is a GPU's; run without --precision, or with --device cuda")
     for method in {job.method for job in jobs}:
         registry.method_class(method)
-    keyed = _keyed(jobs, run_dir, place, data_root, allow_code)
+    device_class = place.type if precision == "float32" else f"{place.type}-{precision}"
+    keyed = _keyed(jobs, run_dir, device_class, data_root, allow_code)
     counts = {"finished": 0, "failed": 0, "skipped": 0}
     interrupted = False
-    with store.locked(run_dir), _settled(place):
-        machine_facts = _machine(place)
+    with store.locked(run_dir), _settled(place, precision):
+        machine_facts = {**_machine(place), "precision": precision}
         _write_plan(run_dir, keyed, suites, command, machine_facts)
         _warm_up()
         clock = _Clock(keyed)
@@ -508,7 +513,7 @@ def _record_before(
 def _keyed(
     jobs: Sequence[Job],
     run_dir: Path,
-    device: torch.device,
+    device_class: str,
     data_root: Path | None,
     allow_code: Sequence[Path],
 ) -> list[Keyed]:
@@ -516,7 +521,7 @@ def _keyed(
     found = []
     for job in jobs:
         task = tasks[job.task.model_dump_json()]
-        key, variant = job.key(task.checksum, device.type), job.variant(task.checksum, device.type)
+        key, variant = job.key(task.checksum, device_class), job.variant(task.checksum, device_class)
         folder = store.job_folder(run_dir, job.task.name, job.label, job.seed, key)
         found.append(Keyed(job, task, key, variant, folder))
     return found
@@ -597,10 +602,12 @@ def _threads(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def _settled(device: torch.device) -> Iterator[None]:
-    """Determinism for the run; the caller's settings are put back afterwards."""
+def _settled(device: torch.device, precision: str = "float32") -> Iterator[None]:
+    """Determinism and precision for the run; the caller's settings are put back afterwards."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -608,6 +615,7 @@ def _settled(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
 
 
 def _warm_up() -> None:

@@ -5,10 +5,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from bayes_bench import Categorical, HyperGAN, HyperGANConfig
 from bayes_bench.hypergan.discriminator import Discriminator, accuracy, discriminator_loss, generator_loss
 from bayes_bench.hypergan.generators import OTHER_STD, Generators
+from bayes_bench.hypergan.heads import DenseHead
 from bayes_bench.hypergan.mixer import Mixer, pretrain
 from bayes_bench.networks import convnet, mlp, resnet
 from bayes_bench.testing import classification, images
@@ -35,12 +37,20 @@ NETWORKS = {
 }
 
 
+HEADS = {
+    "dense": {},
+    "low_rank": {"head": "low_rank", "head_rank": 3},
+    "chunked": {"head": "chunked", "head_chunk": 64},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("fixed_scale", [0.0, 1.0])
 @pytest.mark.parametrize(("gain", "diversity"), [(0.5, 1.0), (1.0, 1.0), (1.0, 0.3)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_generated_weights_start_at_the_fan_in_scale_and_differ_between_draws(name, gain, diversity, fixed_scale):
+def test_generated_weights_start_at_the_fan_in_scale_and_differ_between_draws(name, gain, diversity, fixed_scale, head):
     network = NETWORKS[name]()
-    generators = generators_for(network, gain=gain, diversity=diversity, fixed_scale=fixed_scale)
+    generators = generators_for(network, gain=gain, diversity=diversity, fixed_scale=fixed_scale, **HEADS[head])
     codes = torch.randn(24, generators.code_size, generator=seeded(1))
     with torch.no_grad():
         weights = generators(codes, torch.zeros(24, 0))
@@ -61,6 +71,43 @@ def test_generated_weights_start_at_the_fan_in_scale_and_differ_between_draws(na
             distance = torch.pdist(value.flatten(1)).mean() / value.flatten(1).norm(dim=1).mean()
             assert distance > 0.8 * diversity, "draws must vary visibly from the start"
         assert float(value.std(0).mean()) > 0.3 * diversity * target, "biases vary too"
+
+
+def generated(generators, n, seed=1):
+    with torch.no_grad():
+        return generators(torch.randn(n, generators.code_size, generator=seeded(seed)), torch.zeros(n, 0))
+
+
+def test_chunked_heads_have_fewer_parameters_and_small_layers_stay_dense():
+    network = nn.Sequential(nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 2))
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in generators_for(network).layers]
+    found = generators_for(network, head="chunked", head_chunk=5000).layers
+    assert sum(p.numel() for p in found[0].parameters()) < sizes[0] / 5
+    assert isinstance(found[1].head, DenseHead), "a head that saves nothing is not used"
+    assert sum(p.numel() for p in found[1].parameters()) == sizes[1]
+
+
+def test_chunked_heads_write_other_weights_into_each_chunk():
+    generators = generators_for(nn.Linear(50, 70), head="chunked", head_chunk=500)
+    flat = generated(generators, 1)["weight"].flatten()
+    chunks = flat[:3500].view(7, 500)
+    correlation = torch.corrcoef(chunks) - torch.eye(7)
+    assert float(correlation.abs().max()) < 0.9
+
+
+def test_chunked_heads_train_save_and_load(tmp_path):
+    problem = images()
+    config = HyperGANConfig(head="chunked", head_chunk=16, keep_best=False)
+    posterior = HyperGAN(problem.network, problem.likelihood, config=config)
+    posterior.fit(problem.data, budget=20_000, seed=0)
+    assert any(not isinstance(layer.head, DenseHead) for layer in posterior.generators.layers)
+    weights = posterior.sample(5, seed=1)
+    label = posterior.predict(problem.data.train.x, weights).label
+    assert float((label == problem.data.train.y).double().mean()) > 0.8
+    posterior.save(tmp_path / "posterior.safetensors")
+    loaded = HyperGAN.load(tmp_path / "posterior.safetensors", problem.network, problem.likelihood)
+    for name, value in loaded.sample(5, seed=1).items():
+        assert torch.equal(value, weights[name])
 
 
 def test_a_draw_does_not_depend_on_the_others_drawn_with_it():

@@ -34,13 +34,12 @@ class HyperGANConfig(MethodConfig):
         "hidden widths of each layer's generator",
         source="paper: 512, 512; narrow ones lose nothing here",
     )
-    head: Literal["dense", "low_rank", "chunked"] = setting(
+    head: Literal["dense", "chunked"] = setting(
         "dense",
-        "how a generator writes its layer: 'dense', each weight by itself; 'low_rank' and 'chunked' need far fewer "
-        "parameters, for large layers; a layer for which they would not stays dense",
-        source="paper: dense; low_rank: a learned network plus a generated low-rank change; chunked: arXiv:1906.00695",
+        "how a generator writes its layer: 'dense', each weight by itself; 'chunked', one small head writes one chunk "
+        "after another, with far fewer parameters, for large layers; a layer for which it would not save any stays dense",
+        source="paper: dense; chunked: arXiv:1906.00695",
     )
-    head_rank: int = setting(4, "rank of the generated part of each matrix (head = 'low_rank')", gt=0)
     head_chunk: int = setting(512, "weights written at once (head = 'chunked')", gt=0)
     discriminator: Literal["joint", "per_layer", "none"] = setting(
         "joint",

@@ -31,7 +31,7 @@ class LayerGenerator(nn.Module):
         initial: the layer's parameters by full name, with their starting values.
         gain, diversity, fixed_scale: see ``HyperGANConfig``: ``weight_gain``, ``initial_diversity`` and
             ``fixed_generator_scale``.
-        head, head_rank, head_chunk: see there too.
+        head, head_chunk: see there too.
     """
 
     base: Tensor
@@ -48,7 +48,6 @@ class LayerGenerator(nn.Module):
         diversity: float,
         fixed_scale: float,
         head: str,
-        head_rank: int,
         head_chunk: int,
     ):
         super().__init__()
@@ -61,7 +60,7 @@ class LayerGenerator(nn.Module):
         matrices = [shape for shape in self.shapes.values() if len(shape) >= 2]
         if matrices:
             # Partly the same network for all codes, which trains from the first step; partly each code's own.
-            self.head = make_head(head, width, self.shapes, diversity=diversity, rank=head_rank, chunk=head_chunk)
+            self.head = make_head(head, width, size, diversity=diversity, chunk=head_chunk)
             self.register_buffer("base", torch.zeros(size))
             self.register_buffer("scale", torch.full((size,), gain / math.sqrt(fan_in(matrices[0]))))
         else:
@@ -108,7 +107,6 @@ class Generators(nn.Module):
         fixed_scale: float,
         noise_scale: float,
         head: str = "dense",
-        head_rank: int = 1,
         head_chunk: int = 1,
     ):
         super().__init__()
@@ -125,7 +123,6 @@ class Generators(nn.Module):
                 diversity=diversity,
                 fixed_scale=fixed_scale,
                 head=head,
-                head_rank=head_rank,
                 head_chunk=head_chunk,
             )
             for parameters in layers.values()

@@ -8,7 +8,6 @@ is one random network for all.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -27,40 +26,6 @@ class DenseHead(nn.Linear):
             nn.init.normal_(self.bias, std=shared_std)
         else:
             nn.init.zeros_(self.bias)
-
-
-class LowRankHead(nn.Module):
-    """A matrix ``[out, in]`` = one learned for all codes + Σ_r u_r v_rᵀ / √rank, with u and v from the code.
-
-    A convolution's kernel is the matrix ``[out, in·k·k]``. Vectors are written densely. The generated networks differ
-    by matrices of that rank, whereas what they have in common is free.
-    """
-
-    def __init__(self, width: int, shapes: Mapping[str, torch.Size], rank: int, *, diversity: float):
-        super().__init__()
-        self.rank, self.diversity = rank, diversity
-        self.matrices = [(shape[0], math.prod(shape[1:])) if len(shape) >= 2 else None for shape in shapes.values()]
-        self.sizes = [shape.numel() for shape in shapes.values()]
-        factors = sum(
-            rank * sum(matrix) if matrix else size for matrix, size in zip(self.matrices, self.sizes, strict=True)
-        )
-        self.factors = DenseHead(width, factors, scale=1.0, shared_std=0.0)
-        self.shared = nn.Parameter(torch.randn(sum(self.sizes)) * math.sqrt(1 - diversity**2))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        rest, pieces = self.factors(hidden), []
-        for matrix, size in zip(self.matrices, self.sizes, strict=True):
-            if matrix is None:
-                own, rest = rest.split([size, rest.shape[1] - size], dim=1)
-            else:
-                rows, columns = matrix
-                u, v, rest = rest.split(
-                    [self.rank * rows, self.rank * columns, rest.shape[1] - self.rank * sum(matrix)], 1
-                )
-                u, v = u.unflatten(1, (rows, self.rank)), v.unflatten(1, (self.rank, columns))
-                own = torch.bmm(u, v).flatten(1) / math.sqrt(self.rank)
-            pieces.append(own)
-        return torch.add(self.shared, torch.cat(pieces, 1), alpha=self.diversity)
 
 
 class ChunkedHead(nn.Module):
@@ -83,16 +48,8 @@ class ChunkedHead(nn.Module):
         return torch.add(self.shared, chunks.flatten(1)[:, : self.size], alpha=self.diversity)
 
 
-def make_head(
-    kind: str, width: int, shapes: Mapping[str, torch.Size], *, diversity: float, rank: int, chunk: int
-) -> nn.Module:
+def make_head(kind: str, width: int, size: int, *, diversity: float, chunk: int) -> nn.Module:
     """The head of that kind, or a dense one where that has fewer parameters."""
-    size = sum(shape.numel() for shape in shapes.values())
-    dense = width * size
-    if kind == "low_rank":
-        factors = sum(rank * (s[0] + math.prod(s[1:])) if len(s) >= 2 else s.numel() for s in shapes.values())
-        if width * factors + size < dense:
-            return LowRankHead(width, shapes, rank, diversity=diversity)
-    if kind == "chunked" and width * (chunk + math.ceil(size / chunk)) + size < dense:
+    if kind == "chunked" and width * (chunk + math.ceil(size / chunk)) + size < width * size:
         return ChunkedHead(width, size, chunk, diversity=diversity)
     return DenseHead(width, size, scale=diversity, shared_std=math.sqrt(1 - diversity**2))

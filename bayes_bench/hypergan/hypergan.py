@@ -43,7 +43,6 @@ class HyperGAN(WeightPosterior):
             fixed_scale=config.fixed_generator_scale,
             noise_scale=config.weight_noise,
             head=config.head,
-            head_rank=config.head_rank,
             head_chunk=config.head_chunk,
         )
         size = self.generators.code_size
