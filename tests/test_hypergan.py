@@ -37,11 +37,7 @@ NETWORKS = {
 }
 
 
-HEADS = {
-    "dense": {},
-    "low_rank": {"head": "low_rank", "head_rank": 3},
-    "chunked": {"head": "chunked", "head_chunk": 64},
-}
+HEADS = {"dense": {}, "chunked": {"head": "chunked", "head_chunk": 64}}
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -37,7 +37,7 @@ class HyperGANConfig(MethodConfig):
     head: Literal["dense", "chunked"] = setting(
         "dense",
         "how a generator writes its layer: 'dense', each weight by itself; 'chunked', one small head writes one chunk "
-        "after another, with far fewer parameters, for large layers; a layer for which it would not save any stays dense",
+        "after another, with far fewer parameters, for large layers; a layer that would not gain stays dense",
         source="paper: dense; chunked: arXiv:1906.00695",
     )
     head_chunk: int = setting(512, "weights written at once (head = 'chunked')", gt=0)
