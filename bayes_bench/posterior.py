@@ -39,7 +39,7 @@ from bayes_bench.predictive import (
 )
 from bayes_bench.prior import GaussianPrior
 from bayes_bench.settings import MethodConfig, explain
-from bayes_bench.stacked import MEMORY_LIMIT, InputScaled, StackedNetwork
+from bayes_bench.stacked import MEMORY_LIMIT, InputScaled, StackedNetwork, take_networks
 from bayes_bench.store import replacing
 from bayes_bench.training import FitSummary, Monitor, TrainingLoop
 
@@ -205,8 +205,9 @@ class WeightPosterior(ABC):
             if chosen is not None:
                 yield {name: value[start : start + chunk] for name, value in chosen.items()}
             else:
-                with torch.no_grad():
-                    yield self._checked(self._sample(min(chunk, size - start), rng), min(chunk, size - start))
+                with torch.no_grad():  # ends before the caller goes on
+                    part = self._checked(self._sample(min(chunk, size - start), rng), min(chunk, size - start))
+                yield part
 
     @torch.no_grad()
     def _draw(self, n: int, seed: int) -> WeightSamples:
@@ -242,14 +243,18 @@ class WeightPosterior(ABC):
         classes = self.likelihood.kind == "classification"
         chunks: tuple[Tensor, ...] = ()
         reducers: list[Any] = []
+        most = 0
         for draw in draws:
+            networks = next(iter(draw.values())).shape[0]
             if not chunks:
                 # In chunks of examples: the outputs of a draw are held, in float64, for one chunk alone.
-                networks = next(iter(draw.values())).shape[0]
-                chunks = x.split(max(1, memory_limit // (64 * networks * self.likelihood.output_width)))
+                chunks = x.split(max(1, memory_limit // (64 * max(1, networks) * self.likelihood.output_width)))
                 reducers = [ClassReducer() if classes else ValueReducer() for _ in chunks]
-            for chunk, reducer in zip(chunks, reducers, strict=True):
-                reducer.add(**self.likelihood.predict(self.outputs(chunk, draw, memory_limit=memory_limit), draw))
+                most = networks
+            for start in range(0, networks, most):
+                part = take_networks(draw, start, min(start + most, networks))
+                for chunk, reducer in zip(chunks, reducers, strict=True):
+                    reducer.add(**self.likelihood.predict(self.outputs(chunk, part, memory_limit=memory_limit), part))
         if not reducers:
             raise UsageError("no networks to predict with; draw at least one")
         return concatenate([reducer.result() for reducer in reducers])

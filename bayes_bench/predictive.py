@@ -84,7 +84,7 @@ class ClassReducer:
         Raises:
             UsageError: there were none.
         """
-        if self._probs is None or self._entropies is None:
+        if not self._networks or self._probs is None or self._entropies is None:
             raise UsageError("no networks to summarise; draw at least one")
         mean = self._probs / self._networks
         entropy = torch.special.entr(mean).sum(-1)
@@ -123,7 +123,7 @@ class ValueReducer:
         Raises:
             UsageError: there were none.
         """
-        if self._mean is None or self._squares is None or self._noise is None:
+        if not self._networks or self._mean is None or self._squares is None or self._noise is None:
             raise UsageError("no networks to summarise; draw at least one")
         return ValuePrediction(self._mean, self._squares / self._networks, self._noise / self._networks, self._networks)
 

@@ -606,8 +606,11 @@ def _settled(device: torch.device, precision: str = "float32") -> Iterator[None]
     """Determinism and precision for the run; the caller's settings are put back afterwards."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    backends: Any = torch.backends
+    rounding = [backends.cuda.matmul, backends.cudnn.conv] if device.type == "cuda" else []
+    before = [place.fp32_precision for place in rounding]
+    for place in rounding:
+        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -615,7 +618,8 @@ def _settled(device: torch.device, precision: str = "float32") -> Iterator[None]
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
+        for place, value in zip(rounding, before, strict=True):
+            place.fp32_precision = value
 
 
 def _warm_up() -> None:

@@ -83,12 +83,18 @@ def test_chunked_heads_have_fewer_parameters_and_small_layers_stay_dense():
     assert sum(p.numel() for p in found[1].parameters()) == sizes[1]
 
 
-def test_chunked_heads_write_other_weights_into_each_chunk():
-    generators = generators_for(nn.Linear(50, 70), head="chunked", head_chunk=500)
-    flat = generated(generators, 1)["weight"].flatten()
-    chunks = flat[:3500].view(7, 500)
-    correlation = torch.corrcoef(chunks) - torch.eye(7)
-    assert float(correlation.abs().max()) < 0.9
+def test_chunked_heads_vary_each_chunk_in_a_way_of_its_own():
+    generators = generators_for(nn.Linear(50, 70), diversity=0.3, head="chunked", head_chunk=500)
+    flat = generated(generators, 400)["weight"].flatten(1)[:, :3500]
+    flat = flat * 50**0.5  # unit scale
+    deviations = flat - flat.mean(0)
+    assert float(deviations.square().mean().sqrt()) == pytest.approx(0.3, rel=0.1), "as `diversity` says"
+    chunks = deviations.view(400, 7, 500)
+    for other in range(1, 7):
+        correlation = (chunks[:, 0] * chunks[:, other]).mean() / (
+            chunks[:, 0].norm() * chunks[:, other].norm() / 200_000
+        )
+        assert abs(float(correlation)) < 0.5
 
 
 def test_chunked_heads_train_save_and_load(tmp_path):

@@ -259,3 +259,32 @@ def test_streaming_refuses_before_it_draws(fitted):
         HyperGAN(problem.network, problem.likelihood).iter_samples(3, seed=0)
     with pytest.raises(UsageError, match="no networks"):
         fitted.predict(problem.data.train.x, [])
+
+
+def test_streaming_leaves_gradients_on():
+    posterior = classification().fit(HyperGAN, budget=4000)
+    pair = [posterior.iter_samples(5, seed=seed, chunk=2) for seed in (0, 1)]
+    for _ in zip(*pair, strict=True):
+        assert torch.is_grad_enabled()
+    part = posterior.iter_samples(5, seed=0, chunk=2)
+    next(part)
+    assert torch.is_grad_enabled()
+
+
+def test_draws_of_any_size_are_held_to_the_first_ones(fitted):
+    posterior, x = classification().fit(HyperGAN, budget=4000), classification().data.train.x
+    sizes = []
+    outputs = posterior.stacked.__call__
+    first, second = posterior.sample(2, seed=0), posterior.sample(9, seed=1)
+    whole = {name: torch.cat([first[name], second[name]]) for name in first}
+    expected = posterior.predict(x, whole)
+
+    class Watch(type(posterior.stacked)):
+        def __call__(self, weights, *rest, **options):
+            sizes.append(len(next(iter(weights.values()))))
+            return outputs(weights, *rest, **options)
+
+    posterior.stacked.__class__ = Watch
+    found = posterior.predict(x, [first, second])
+    assert max(sizes) == 2
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-6)

@@ -302,20 +302,20 @@ def test_threads_follow_the_size_of_the_network(tmp_path: Path, monkeypatch: pyt
     assert used == {"auto": {"curve": 1, "wide": 2}, "two": {"curve": 2, "wide": 2}}
 
 
-def test_products_on_a_gpu_are_not_rounded_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    seen = []
-    execute = runner.execute
+def test_products_on_a_gpu_are_not_rounded_unless_asked() -> None:
+    places = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    before = [place.fp32_precision for place in places]
+    for precision, expected in (("float32", "ieee"), ("tf32", "tf32")):
+        with runner._settled(torch.device("cuda"), precision):
+            assert [place.fp32_precision for place in places] == [expected] * 2
+        assert [place.fp32_precision for place in places] == before
+    with runner._settled(torch.device("cpu")):
+        assert [place.fp32_precision for place in places] == before
 
-    def watch(*args: Any) -> Any:
-        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
-        return execute(*args)
 
-    monkeypatch.setattr(runner, "execute", watch)
+def test_the_record_says_the_precision_and_a_cpu_has_one(tmp_path: Path) -> None:
     jobs = plan([suite(CURVE, methods=["pair"], seeds=[0])])
     runner.run(jobs, tmp_path / "run", device="cpu")
-    assert seen == [(False, False)], "PyTorch's own default rounds the factors of convolutions"
-    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
     assert records(tmp_path / "run")[0]["machine"]["precision"] == "float32"
     with pytest.raises(UsageError, match="tf32 is a GPU's"):
         runner.run(jobs, tmp_path / "rounded", device="cpu", precision="tf32")

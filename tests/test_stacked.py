@@ -90,6 +90,18 @@ class InPlaceOfABranch(nn.Module):
         return F.relu(h.flatten(1), inplace=True) + h  # twice the activation: h was overwritten through its view
 
 
+class JoinsExamples(nn.Module):
+    """No function of one example at a time, and traceable only in part: nobody may cut the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.layer(x)
+        return h - h.mean(0)
+
+
 class Keywords(nn.Module):
     """Spellings that the plan does not know must fall back, not crash."""
 
@@ -156,6 +168,7 @@ FALLBACKS = {
     "keyword spelling": (Keywords(), (4,)),
     "pooling without channels": (nn.Sequential(nn.Linear(4, 4), nn.MaxPool1d(3, 1, 1), nn.Linear(4, 2)), (4,)),
     "direct parameter": (Direct(), (4,)),
+    "examples joined": (JoinsExamples(), (4,)),
     "in-place activation of what is read again": (InPlaceOfABranch(), (4,)),
     "circular padding": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 5)),
     "softmax": (nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=-1)), (4,)),
@@ -225,6 +238,14 @@ def test_unsupported_layers_say_why(name):
     assert stacked.reason
 
 
+def test_a_network_that_joins_examples_gets_them_all():
+    network = JoinsExamples().eval()
+    weights, x = draw(network, 3), torch.randn(300, 4)
+    with torch.no_grad():
+        found = StackedNetwork(network)(weights, x, memory_limit=1000)
+    torch.testing.assert_close(found, looped(network, weights, x, False))
+
+
 def test_hooks_are_not_lost():
     network = nn.Sequential(nn.Linear(4, 3)).eval()
     network[0].register_forward_hook(lambda module, inputs, output: output * 2)
@@ -282,6 +303,26 @@ def test_a_callers_mistake_changes_no_plan(name):
     )
 
 
+@pytest.mark.parametrize(
+    ("network", "good", "bad"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(4), nn.Flatten()), (2, 1, 8, 8), (2, 1, 2, 2)),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)), (2, 1, 6, 6), (5, 6, 6)),
+    ],
+    ids=["too small to pool", "no channels"],
+)
+def test_inputs_that_the_network_itself_refuses(network, good, bad):
+    network = network.eval()
+    stacked, weights = StackedNetwork(network), draw(network, 3)
+    with pytest.raises(RuntimeError) as own:
+        network(torch.zeros(*bad))
+    with pytest.raises(RuntimeError) as found:
+        stacked(weights, torch.zeros(*bad))
+    assert str(found.value).splitlines()[0] == str(own.value).splitlines()[0]
+    assert stacked.method == "plan"
+    stacked(weights, torch.zeros(*good))
+
+
 def test_missing_or_misshapen_weights_are_errors():
     network = mlp(4, [3], 2).eval()
     stacked, weights, x = StackedNetwork(network), draw(network, 3), torch.randn(2, 4)
@@ -295,6 +336,8 @@ def test_missing_or_misshapen_weights_are_errors():
         stacked(weights, torch.randn(2, 5, 4), own_inputs=True)
     with pytest.raises(UsageError, match="at least one example"):
         stacked(weights, torch.randn(0, 4))
+    with pytest.raises(UsageError, match="no networks"):
+        stacked({name: w[:0] for name, w in weights.items()}, x)
 
 
 def test_the_network_keeps_its_weights_and_the_caller_its_inputs():
@@ -314,9 +357,17 @@ def test_repeats_bitwise():
         assert torch.equal(stacked(weights, x), stacked(weights, x))
 
 
-def test_memory_stays_bounded_by_the_limit():
+@pytest.mark.parametrize(
+    "network",
+    [
+        convnet((1, 16, 16), [8], 2, kernel=3),
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.GroupNorm(2, 8), nn.Flatten()),
+    ],
+    ids=["convnet", "norms"],
+)
+def test_memory_stays_bounded_by_the_limit(network):
     """The largest tensor any operation makes is far below what all networks and examples at once would need."""
-    network = convnet((1, 16, 16), [8], 2, kernel=3).eval()
+    network = network.eval()
     weights, x = draw(network, 40), torch.randn(64, 1, 16, 16)
     sizes = []
 
@@ -328,11 +379,14 @@ def test_memory_stays_bounded_by_the_limit():
             return out
 
     limit = 2**20
+    stacked = StackedNetwork(network)
+    outputs = 40 * 64 * network(x[:1]).shape[1] * 4
     with torch.no_grad(), Watch():
-        StackedNetwork(network)(weights, x, memory_limit=limit)
+        stacked(weights, x, memory_limit=limit)
     everything = 40 * 64 * 8 * 14 * 14 * 4
     assert everything > 10 * limit
-    assert max(sizes) <= limit
+    assert max(size for size in sizes if size != outputs) <= limit
+    assert 2 * stacked._needs[next(iter(stacked._needs))].largest >= 8 * 14 * 14 * 4, "norms and pools count"
 
 
 # Gradients in the same pass ---------------------------------------------------------------------------------------
@@ -384,6 +438,48 @@ def test_mean_loss_gives_its_gradients_again_where_the_graph_is_kept():
     (first,) = torch.autograd.grad(losses.sum(), x, retain_graph=True)
     (2 * losses).sum().backward()
     torch.testing.assert_close(x.grad, 2 * first)
+
+
+@pytest.mark.parametrize("memory_limit", [2**30, 300])
+def test_mean_loss_has_gradients_for_inputs_that_all_share(memory_limit):
+    network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).eval()
+    weights, x, y = draw(network, 4), torch.randn(6, 3).requires_grad_(), torch.randn(6, 2)
+    outer = torch.arange(1.0, 5)
+    found = StackedNetwork(network).mean_loss(weights, x, y, squared, memory_limit=memory_limit)
+    expected = squared(looped(network, weights, x, False), y, weights).mean(1)
+    leaves = [x, *weights.values()]
+    for gradient, reference in zip(
+        torch.autograd.grad((outer * found).sum(), leaves),
+        torch.autograd.grad((outer * expected).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, reference)
+
+
+def test_mean_loss_guards_its_gradients_where_the_graph_is_kept():
+    network = mlp(4, [5], 2).eval()
+    weights = draw(network, 3)
+    losses = StackedNetwork(network).mean_loss(weights, torch.randn(6, 4), torch.randn(6, 2), squared)
+    (given,) = torch.autograd.grad(losses.sum(), weights["1.weight"], retain_graph=True)
+    given.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses.sum().backward()
+
+
+def test_mean_loss_needs_a_target_for_each_example():
+    network = mlp(4, [5], 2).eval()
+    stacked, weights = StackedNetwork(network), draw(network, 3)
+    with pytest.raises(UsageError, match="one for each example"):
+        stacked.mean_loss(weights, torch.randn(6, 4), torch.randn(3, 6, 2), squared)
+    with pytest.raises(UsageError, match="one for each example"):
+        stacked.mean_loss(weights, torch.randn(3, 6, 4), torch.randn(6, 2), squared, own_inputs=True)
+
+
+def test_mean_loss_without_a_part_in_the_loss_has_zero_gradients():
+    network = mlp(4, [5], 2).eval()
+    weights = {name: w.detach() for name, w in draw(network, 3).items()} | {"unused": torch.ones(3).requires_grad_()}
+    StackedNetwork(network).mean_loss(weights, torch.randn(6, 4), torch.randn(6, 2), squared).sum().backward()
+    assert weights["unused"].grad.tolist() == [0, 0, 0]
 
 
 def test_mean_loss_keeps_the_plan_where_the_loss_is_at_fault():
@@ -469,7 +565,40 @@ def test_factors_are_given_up_where_the_product_is_written_to():
     torch.testing.assert_close(StackedNetwork(network)(weights, x), looped(network, plain, x, False))
 
 
+@pytest.mark.parametrize(
+    "write",
+    [lambda w: w.data.zero_(), lambda w: w.numpy().fill(0), lambda w: setattr(w, "data", torch.zeros(5, 3, 4))],
+    ids=["data", "numpy", "data set"],
+)
+def test_factors_are_given_up_where_memory_is_given_out(write):
+    network = nn.Linear(4, 3)
+    weights, plain = in_factors(network, 5, ["weight"])
+    write(weights["weight"])
+    plain["weight"].zero_()
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(StackedNetwork(network)(weights, x), looped(network, plain, x, False))
+
+
+def test_factors_in_inference_mode():
+    network = nn.Linear(4, 3)
+    weights, plain = in_factors(network, 5, ["weight"])
+    x = torch.randn(2, 4)
+    with torch.inference_mode():
+        weights["weight"].sum()
+        torch.testing.assert_close(StackedNetwork(network)(weights, x), looped(network, plain, x, False))
+
+
+def test_factors_of_a_grouped_convolution():
+    network = nn.Sequential(nn.Conv2d(8, 4, 3, groups=2), nn.Flatten()).eval()
+    weights, plain = in_factors(network, 3, ["0.weight"])
+    stacked, x = StackedNetwork(network), torch.randn(5, 8, 6, 6)
+    torch.testing.assert_close(stacked(weights, x), looped(network, plain, x, False), rtol=1e-4, atol=1e-5)
+    assert stacked.method == "plan", stacked.reason
+
+
 def test_factors_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="float64"):
+        InputScaled(torch.zeros(3, 4), torch.zeros(5, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="no inputs for a scale"):
         InputScaled(torch.zeros(3, 4), torch.zeros(5, 3))
 
@@ -506,6 +635,49 @@ def test_an_activation_that_others_read_stays_before_the_pooling():
     stacked = StackedNetwork(network)
     torch.testing.assert_close(stacked(weights, x), looped(network, weights, x, False))
     assert stacked.method == "plan", stacked.reason
+
+
+class InPlaceThenPooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.activation, self.pool = nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.MaxPool2d(3, 1, 1)
+
+    def forward(self, x):
+        h = self.conv(x)
+        return (self.pool(self.activation(h)) + h).flatten(1)  # h was overwritten
+
+
+class FunctionalPooling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.activation = nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return F.max_pool2d(F.elu(self.activation(self.conv(x)), inplace=True), 2).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "planned"),
+    [
+        (InPlaceThenPooled(), (1, 8, 8), False),
+        (FunctionalPooling(), (1, 8, 8), True),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softplus(threshold=0.1), nn.MaxPool2d(2), nn.Flatten()), (1, 8, 8), True),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 1, 1, 3), nn.Flatten()),
+            (1, 2, 2),
+            True,
+        ),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d([2, 2], [2, 1]), nn.Flatten()), (1, 8, 8), True),
+    ],
+    ids=["in place, read again", "functional", "softplus jumps", "padding alone in a window", "lists"],
+)
+def test_corners_of_pooling_after_activations(network, shape, planned):
+    network = network.eval()
+    weights, x = draw(network, 3), torch.randn(4, *shape)
+    stacked = StackedNetwork(network)
+    with torch.no_grad():
+        torch.testing.assert_close(stacked(weights, x), looped(network, weights, x, False))
+    assert (stacked.method == "plan") is planned, stacked.reason
 
 
 @pytest.mark.parametrize("options", [{"stride": 1}, {"stride": (2, 3)}, {"padding": 1}, {"ceil_mode": True}, {}])

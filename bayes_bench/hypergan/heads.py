@@ -43,7 +43,8 @@ class ChunkedHead(nn.Module):
         self.shared = nn.Parameter(torch.randn(size) * math.sqrt(1 - diversity**2))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        told = F.leaky_relu(hidden.unsqueeze(1) + self.embeddings, 0.2)
+        # Multiplied, not added: else what differs between codes would be nearly the same in every chunk.
+        told = hidden.unsqueeze(1) * self.embeddings
         chunks = self.head(F.layer_norm(told, told.shape[-1:]))
         return torch.add(self.shared, chunks.flatten(1)[:, : self.size], alpha=self.diversity)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from bayes_bench.errors import UsageError
@@ -42,7 +44,7 @@ class StackedNetwork:
         self._plan: Plan | None = None
         self.method: Literal["plan", "vmap", "loop"] = "plan"
         self.reason = ""
-        self._bytes: dict[tuple[Any, ...], tuple[int, int]] = {}
+        self._needs: dict[tuple[Any, ...], _Needs] = {}
         try:
             self._plan = make_plan(network)
         except NotStackableError as error:
@@ -52,21 +54,26 @@ class StackedNetwork:
         """The chosen way and, for a plan, its steps; with weights ``[S, …]`` and inputs x ``[B, …]`` also how many
         networks and examples are evaluated at once without gradients, and what is computed once for all networks.
         """
-        lines = ["plan:"] if self._plan else [f"{self.method}: {self.reason}"]
         shared: frozenset[str] = frozenset()
+        details = []
         if weights is not None and x is not None:
             own, networks = self._check(weights, x, own_inputs=False)
             compact = _compact(own)
             shared = self._shared_steps(compact, own_inputs=False)
-            each, _ = self._measure(compact, x, False, shared)
-            blocks = choose_blocks(networks, len(x), bytes_each=each, device=x.device.type, memory_limit=MEMORY_LIMIT)
+            each = self._measure(compact, x, False, shared).largest  # may find that the plan does not serve
+            blocks = self._blocks(networks, x, False, each, MEMORY_LIMIT)
             size = blocks.networks * blocks.examples * each / 2**20
-            lines.append(f"  {networks} networks, {len(x)} examples")
-            lines.append(f"  {blocks.networks} networks × {blocks.examples} examples at once, {size:.1f} MiB")
+            details.append(f"  {networks} networks, {len(x)} examples")
+            details.append(f"  {blocks.networks} networks × {blocks.examples} examples at once, {size:.1f} MiB")
         once = " (once for all networks)"
         steps = self._plan.steps if self._plan else []
-        lines += [f"  {step.description}{once if step.name in shared else ''}" for step in steps]
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                "plan:" if self._plan else f"{self.method}: {self.reason}",
+                *details,
+                *(f"  {step.description}{once if step.name in shared else ''}" for step in steps),
+            ]
+        )
 
     def __call__(
         self,
@@ -103,7 +110,7 @@ class StackedNetwork:
         own_inputs: bool = False,
         memory_limit: int = MEMORY_LIMIT,
     ) -> Tensor:
-        """Each network's mean loss over its examples, ``[S]``, differentiable once in weights and x.
+        """Each network's mean loss over its examples, ``[S]``, differentiable once.
 
         Where gradients are wanted they are computed block by block in this very pass, right after the block's
         forward: its intermediate values are still in the cache and are then forgotten, so that memory holds one block
@@ -112,11 +119,22 @@ class StackedNetwork:
         Args:
             weights, x, own_inputs, memory_limit: as for a call; entries of the likelihood go to ``per_example``.
             y: targets ``[B, ...]``, or with ``own_inputs`` ``[S, B, ...]``.
-            per_example: independent for networks and examples.
+            per_example: independent for networks and examples; sees the weights of some networks at a time, one
+                entry where all share a weight.
+
+        Raises:
+            UsageError: as for a call, or the targets are not one for each example.
         """
         _, networks = self._check(weights, x, own_inputs)
+        leading = 2 if own_inputs else 1
+        if y.shape[:leading] != x.shape[:leading]:
+            raise UsageError(
+                f"targets of shape {list(y.shape)} for inputs of shape {list(x.shape)}; give one for each example"
+            )
         tensors = [x, *weights.values()]
-        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        # What inputs that all share owe to each network cannot be told from the sum over networks.
+        if not wanted or (x.requires_grad and not own_inputs):
             outputs = self(weights, x, own_inputs=own_inputs, memory_limit=memory_limit)
             return per_example(outputs, y, weights).mean(1)
 
@@ -142,6 +160,8 @@ class StackedNetwork:
                 raise UsageError(f"weights for {name!r} have shape {list(value.shape)}, expected {expected}")
         if own_inputs and x.shape[0] != networks:
             raise UsageError(f"own_inputs: {x.shape[0]} sets of inputs for {networks} networks; give one each")
+        if networks == 0:
+            raise UsageError("no networks to evaluate; draw at least one")
         if x.shape[1 if own_inputs else 0] == 0:
             raise UsageError("no inputs to evaluate; give at least one example")
         return own, networks
@@ -153,9 +173,9 @@ class StackedNetwork:
     ) -> Tensor:
         compact = _compact(weights)
         shared = self._shared_steps(compact, own_inputs)
-        largest, _ = self._measure(compact, x, own_inputs, shared)
+        largest = self._measure(compact, x, own_inputs, shared).largest
         batch = x.shape[1] if own_inputs else x.shape[0]
-        blocks = choose_blocks(networks, batch, bytes_each=largest, device=x.device.type, memory_limit=memory_limit)
+        blocks = self._blocks(networks, x, own_inputs, largest, memory_limit)
         if blocks == Blocks(networks, batch):
             return self._block(compact, x, networks, own_inputs)
         out: Tensor | None = None
@@ -175,17 +195,10 @@ class StackedNetwork:
         self, weights: dict[str, Tensor], x: Tensor, networks: int, own_inputs: bool, memory_limit: int
     ) -> Tensor:
         compact = _compact(weights)
-        _, total = self._measure(compact, x, own_inputs)
+        total = self._measure(compact, x, own_inputs).total
         batch = x.shape[1] if own_inputs else x.shape[0]
         # Gradients need all values of a network at once: examples are not cut here, networks are.
-        rows = choose_blocks(
-            networks,
-            batch,
-            bytes_each=total,
-            device=x.device.type,
-            memory_limit=max(memory_limit, total * batch),
-            gradients=True,
-        )
+        rows = self._blocks(networks, x, own_inputs, total, max(memory_limit, total * batch), gradients=True)
         recompute = total * batch * networks > memory_limit
         pieces = []
         split = {name: [w] if len(w) == 1 else w.split(rows.networks) for name, w in compact.items()}
@@ -213,11 +226,9 @@ class StackedNetwork:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Mean losses ``[S]``, and the gradient of their sum for x and each of the weights (None: not wanted)."""
         compact = _compact(weights)
-        _, total = self._measure({name: compact[name] for name in self._names}, x, own_inputs)
+        total = self._measure({name: compact[name] for name in self._names}, x, own_inputs).total
         batch = x.shape[1] if own_inputs else x.shape[0]
-        blocks = choose_blocks(
-            networks, batch, bytes_each=total, device=x.device.type, memory_limit=memory_limit, gradients=True
-        )
+        blocks = self._blocks(networks, x, own_inputs, total, memory_limit, gradients=True)
         whole = blocks == Blocks(networks, batch)
         gradients = [torch.empty_like(t) if t.requires_grad and not whole else None for t in (x, *weights.values())]
         losses: list[Tensor] = []
@@ -237,7 +248,10 @@ class StackedNetwork:
                     own = {name: part[name] for name in self._names}
                     outputs = self._block(own, leaves[0], stop - start, own_inputs)
                     share = per_example(outputs, y[where], part).sum(1) / batch
-                    found = iter(torch.autograd.grad(share.sum(), wanted, materialize_grads=True))
+                    if share.requires_grad:
+                        found = iter(torch.autograd.grad(share.sum(), wanted, materialize_grads=True))
+                    else:  # nothing that was computed depends on what gradients are wanted for
+                        found = iter([torch.zeros_like(leaf) for leaf in wanted])
                 parts.append(share.detach())
                 results = [next(found) if leaf.requires_grad else None for leaf in leaves]
                 if whole:
@@ -275,14 +289,17 @@ class StackedNetwork:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                if not isinstance(error, NotStackableError):
-                    # The caller's mistake where the network itself fails on this input; else the plan's.
-                    with torch.no_grad():
-                        first = {name: w[0] for name, w in weights.items()}
-                        functional_call(self._network, first, (x[0] if own_inputs else x,))
+                # The caller's mistake where the network itself fails on this input; else the plan's.
+                self._run_first(weights, x, own_inputs)
                 self._plan = None
-                self._fall_back(str(error).splitlines()[0])
+                self._fall_back(_first_line(error))
         return self._generic(weights, x, networks, own_inputs)
+
+    def _run_first(self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool) -> None:
+        """Evaluate the first network as it is, for the error that it raises."""
+        first = {name: w[0] for name, w in weights.items()}
+        with torch.no_grad():
+            functional_call(self._network, first, (x[0] if own_inputs else x,))
 
     def _generic(self, weights: Mapping[str, Tensor], x: Tensor, networks: int, own_inputs: bool) -> Tensor:
         """``vmap`` over the networks where that works, else one network after the other."""
@@ -299,7 +316,7 @@ class StackedNetwork:
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-                reason = str(error).splitlines()[0]
+                reason = _first_line(error)
         outputs = torch.stack(
             [one({name: w[s] for name, w in own.items()}, x[s] if own_inputs else x) for s in range(networks)]
         )
@@ -313,24 +330,50 @@ class StackedNetwork:
             return frozenset()
         return self._plan.shared_steps({name for name, w in compact.items() if len(w) == 1}, own_inputs)
 
+    def _blocks(
+        self, networks: int, x: Tensor, own_inputs: bool, bytes_each: int, memory_limit: int, gradients: bool = False
+    ) -> Blocks:
+        batch = x.shape[1] if own_inputs else x.shape[0]
+        options: dict[str, Any] = {"device": x.device.type, "memory_limit": memory_limit, "gradients": gradients}
+        if self._plan is None:  # a network that is not understood may join examples: they stay together
+            return Blocks(choose_blocks(networks, 1, bytes_each=bytes_each * batch, **options).networks, batch)
+        return choose_blocks(networks, batch, bytes_each=bytes_each, **options)
+
     def _measure(
         self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool, shared: frozenset[str] = frozenset()
-    ) -> tuple[int, int]:
-        """Bytes that one network needs for one example: the largest pair of neighbouring values, and all together;
-        what all networks share is not counted.
-        """
-        example = (x[0, :1] if own_inputs else x[:1]).detach()
-        key = (example.shape, example.dtype, self.method, shared)
-        if key not in self._bytes:
+    ) -> _Needs:
+        """What one network needs for one example; what all networks share is not counted."""
+        examples = (x[0] if own_inputs else x).detach()
+        if self._plan is not None:
+            examples = examples[:1]
+        kinds = tuple((w.dtype, isinstance(w, InputScaled)) for w in weights.values())
+        key = (examples.shape, examples.dtype, kinds, self.method, shared)
+        if key not in self._needs:
             first, memo = _slice(weights, 0, 1), dict[str, Any]()
-            with torch.no_grad():
-                if shared:
-                    self._block(first, example, 1, False, memo, shared)
-                with _Allocations() as allocated:
-                    self._block(first, example, 1, False, memo, shared)
-            sizes = [example.numel() * example.element_size(), *allocated.sizes]
-            self._bytes[key] = max((left + right for left, right in pairwise(sizes)), default=sizes[0]), sum(sizes)
-        return self._bytes[key]
+            try:
+                with torch.no_grad():
+                    if shared:
+                        self._block(first, examples, 1, False, memo, shared)
+                    with _Allocations() as plain:
+                        self._block(first, examples, 1, False, memo, shared)
+                leaves = {n: w if isinstance(w, InputScaled) else w.detach().requires_grad_() for n, w in first.items()}
+                with torch.enable_grad(), _Allocations() as kept:
+                    self._block(leaves, examples, 1, False)
+            except Exception:
+                self._run_first(weights, x, own_inputs)  # the caller's mistake is told of the caller's own inputs
+                raise
+            size = examples.numel() * examples.element_size()
+            largest = max(left + right for left, right in pairwise([size, *plain.sizes, 0]))
+            count = len(examples)
+            self._needs[key] = _Needs(math.ceil(largest / count), math.ceil((size + sum(kept.sizes)) / count))
+        return self._needs[key]
+
+
+class _Needs(NamedTuple):
+    """Bytes for one network and one example: the largest pair of neighbouring values; all that a gradient needs."""
+
+    largest: int
+    total: int
 
 
 class _Allocations(TorchDispatchMode):
@@ -342,13 +385,14 @@ class _Allocations(TorchDispatchMode):
         self._kept: dict[int, Tensor] = {}  # alive, so that no address is used twice
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for argument in args:
+        for argument in tree_leaves(args):
             if isinstance(argument, Tensor):
                 self._kept[argument.untyped_storage().data_ptr()] = argument
         out = function(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.untyped_storage().data_ptr() not in self._kept:
-            self._kept[out.untyped_storage().data_ptr()] = out
-            self.sizes.append(out.numel() * out.element_size())
+        for made in tree_leaves(out):
+            if isinstance(made, Tensor) and made.untyped_storage().data_ptr() not in self._kept:
+                self._kept[made.untyped_storage().data_ptr()] = made
+                self.sizes.append(made.numel() * made.element_size())
         return out
 
 
@@ -357,15 +401,22 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[..., tuple[Tensor, list[Tensor | None]]], *tensors: Tensor) -> Tensor:
-        losses, ctx.gradients = compute(*tensors)
+        losses, gradients = compute(*tensors)
+        # As saved tensors they are gone after the backward pass, or guarded against writing where the graph is kept.
+        ctx.save_for_backward(*gradients)
         return losses
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
         if outer.device.type == "cpu" and bool((outer == 1).all()):  # a sum of losses: nothing to scale
-            return None, *ctx.gradients
-        return None, *(g if g is None else g * outer.view(-1, *[1] * (g.dim() - 1)) for g in ctx.gradients)
+            return None, *gradients
+        return None, *(g if g is None else g * outer.view(-1, *[1] * (g.dim() - 1)) for g in gradients)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _spans(length: int, size: int) -> Iterator[tuple[int, int]]:

@@ -104,12 +104,18 @@ def elementwise(function: Callable[[Tensor], Tensor], value: Value) -> Value:
     return Value(function(value.tensor), value.stacked)
 
 
+def _pair(size: Any) -> tuple[int, int]:
+    """A size for both dimensions, as PyTorch takes it: a number, or a sequence of one or two."""
+    sizes = tuple(size) if isinstance(size, list | tuple) else (size,)
+    return sizes[0], sizes[-1]
+
+
 def max_pool2d(
     value: Value,
-    kernel_size: int | tuple[int, int],
-    stride: int | tuple[int, int] | None = None,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Value:
     """``F.max_pool2d``. Without gradients on a CPU as maxima of shifted images, rows before columns: PyTorch's own
@@ -117,16 +123,14 @@ def max_pool2d(
     """
 
     def pool(x: Tensor) -> Tensor:
-        plain = padding in (0, (0, 0)) and dilation in (1, (1, 1)) and not ceil_mode
+        plain = _pair(padding) == (0, 0) and _pair(dilation) == (1, 1) and not ceil_mode
         if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad) or not plain:
             return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
-        kernel = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-        step = kernel_size if stride is None else stride
-        steps = step if isinstance(step, tuple) else (step, step)
+        kernel, steps = _pair(kernel_size), _pair(stride or kernel_size)
+        if x.shape[2] < kernel[0] or x.shape[3] < kernel[1]:
+            return F.max_pool2d(x, kernel_size, stride)  # raises
         for dim in (2, 3):
             places = (x.shape[dim] - kernel[dim - 2]) // steps[dim - 2]
-            if places < 0:
-                raise NotStackableError(f"max-pooling by {kernel} of images {list(x.shape[2:])}")
             shifted = [
                 x[(*[slice(None)] * dim, slice(start, start + places * steps[dim - 2] + 1, steps[dim - 2]))]
                 for start in range(kernel[dim - 2])
@@ -177,6 +181,8 @@ def convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, value: Value, weights:
     if len(value.shape) != weight.dim() - 1:
         raise NotStackableError(f"a convolution of a value of shape {list(value.shape)}, which has no batch dimension")
     convolve: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.dim() - 3]
+    if isinstance(weight, InputScaled) and layer.groups > 1:
+        return convolution(layer, value, {**weights, "weight": weight.product()})
     if isinstance(weight, InputScaled):
         scaled = _scale_inputs(value, weight)
         unscaled = {"weight": weight.base.unsqueeze(0)} | ({} if bias is None else {"bias": bias[:1]})
@@ -290,19 +296,20 @@ POOLING_FUNCTIONS: dict[Any, int] = {
 """The function → the number of dimensions it pools over."""
 FRESH_MODULES: tuple[type[nn.Module], ...] = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, *POOLING_MODULES,
+    *(kind for kind in ELEMENTWISE_MODULES if "Dropout" not in kind.__name__ and kind is not nn.Identity),
 )  # fmt: skip
-"""Layers whose output shares no memory with their input."""
+"""Layers whose output shares no memory with their input, unless they work in place."""
 MAX_POOLING: tuple[Any, ...] = (
     nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, F.max_pool1d, F.max_pool2d,
 )  # fmt: skip
 INCREASING: dict[Any, str] = {
-    nn.ReLU: "", nn.ReLU6: "", nn.SELU: "", nn.Tanh: "", nn.Sigmoid: "", nn.Softplus: "", nn.Softsign: "",
+    nn.ReLU: "", nn.ReLU6: "", nn.SELU: "", nn.Tanh: "", nn.Sigmoid: "", nn.Softsign: "",
     nn.Hardtanh: "", nn.Hardsigmoid: "", nn.LogSigmoid: "",
     nn.LeakyReLU: "negative_slope", nn.ELU: "alpha", nn.CELU: "alpha",
     F.relu: "", F.relu6: "", F.tanh: "", F.sigmoid: "", F.leaky_relu: "negative_slope",
     torch.relu: "", torch.tanh: "", torch.sigmoid: "", "relu": "", "tanh": "", "sigmoid": "",
 }  # fmt: skip
-"""Functions that never decrease → their parameter that must not be negative for that."""
+"""Functions that never decrease (softplus does, at its threshold) → their parameter that must not be negative for it."""
 BINARY_FUNCTIONS: dict[Any, Callable[[Any, Any], Any]] = {
     operator.add: torch.add, torch.add: torch.add, "add": torch.add,
     operator.sub: torch.sub, torch.sub: torch.sub,

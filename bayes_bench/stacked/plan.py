@@ -105,6 +105,7 @@ def make_plan(network: nn.Module) -> Plan:
         raise NotStackableError(f"torch.fx cannot trace it: {error}") from error
     names = {id(parameter): name for name, parameter in network.named_parameters()}  # tied ones have one name
     modules = dict(root.named_modules())
+    _without_writing_in_place(graph, modules)
     _pool_before_activation(graph, modules)
     steps: list[Step] = []
     input_name = output_name = ""
@@ -122,10 +123,36 @@ def make_plan(network: nn.Module) -> Plan:
         elif node.op in ("call_function", "call_method"):
             inputs = tuple(arg.name for arg in node.all_input_nodes)
             label = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-            steps.append(Step(node.name, _function_rule(node, modules), {}, inputs, str(label)))
+            steps.append(Step(node.name, _function_rule(node), {}, inputs, str(label)))
         else:
             raise NotStackableError(f"forward uses {node.target!r} directly")
     return Plan(steps, input_name, output_name)
+
+
+def _without_writing_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Let what works in place on a fresh value that nobody else reads make a new value instead: the same result.
+
+    Others keep their option, for which there is no rule.
+    """
+
+    def fresh(node: Any) -> bool:
+        if not isinstance(node, fx.Node) or len(node.users) > 1:
+            return False
+        if node.op == "call_module":  # others, such as Flatten and Dropout, may give a view of what somebody else reads
+            module = modules[str(node.target)]
+            return type(module) in ops.FRESH_MODULES and not getattr(module, "inplace", False)
+        target: Any = node.target
+        known = target in ops.BINARY_FUNCTIONS or target in ops.INCREASING or target in ops.MAX_POOLING
+        return known and not node.kwargs.get("inplace", False)
+
+    for node in graph.nodes:
+        if node.op == "call_function" and node.kwargs.get("inplace") and fresh(node.args[0]):
+            node.kwargs = {**node.kwargs, "inplace": False}
+        if node.op == "call_module" and getattr(modules[node.target], "inplace", False):
+            uses = [other for other in graph.nodes if other.op == "call_module" and other.target == node.target]
+            if all(fresh(other.args[0]) for other in uses):
+                modules[node.target] = copy.copy(modules[node.target])
+                modules[node.target].__dict__["inplace"] = False
 
 
 def _pool_before_activation(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
@@ -135,11 +162,19 @@ def _pool_before_activation(graph: fx.Graph, modules: Mapping[str, nn.Module]) -
         if kind not in ops.MAX_POOLING or not pool.args or not isinstance(pool.args[0], fx.Node):
             continue
         activation = pool.args[0]
-        if len(activation.users) == 1 and _increases(activation, modules):
+        if len(activation.users) == 1 and _increases(activation, modules) and _sees_values(pool, modules):
             pool.replace_all_uses_with(activation)
             pool.update_arg(0, activation.args[0])
             activation.update_arg(0, pool)
             pool.append(activation)  # moves it behind the pooling
+
+
+def _sees_values(pool: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether every window of a pooling holds a value: dilated ones may hold padding alone, −∞."""
+    options = vars(modules[str(pool.target)]) if pool.op == "call_module" else {**pool.kwargs}
+    if pool.op != "call_module" and len(pool.args) > 3:
+        return False
+    return options.get("padding", 0) in (0, (0, 0)) or options.get("dilation", 1) in (1, (1, 1))
 
 
 def _increases(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -155,9 +190,6 @@ def _increases(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 def _module_step(node: fx.Node, modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> Step:
     module = modules[str(node.target)]
-    if getattr(module, "inplace", False) and _nobody_else_reads(node, modules):
-        module = copy.copy(module)
-        module.__dict__["inplace"] = False
     rule = ops.module_rule(module)
     if rule is None or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
         raise NotStackableError(f"no stacked rule for {node.target} = {module}")
@@ -172,23 +204,11 @@ def _module_step(node: fx.Node, modules: Mapping[str, nn.Module], names: Mapping
     )
 
 
-def _nobody_else_reads(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a node that works in place may as well make a new value: its input is fresh, and for it alone."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or len(source.users) > 1:
-        return False
-    # Other modules, such as Flatten and Dropout, may give a view of what somebody else reads.
-    kind = type(modules[str(source.target)]) if source.op == "call_module" else source.target
-    return kind in ops.FRESH_MODULES or kind in ops.BINARY_FUNCTIONS
-
-
-def _function_rule(node: fx.Node, modules: Mapping[str, nn.Module]) -> Rule:
+def _function_rule(node: fx.Node) -> Rule:
     """A rule for a function or method call; its arguments are looked up in the environment at run time."""
     target: Any = node.target
     kwargs = dict(node.kwargs)
-    if (kwargs.pop("inplace", False) and not _nobody_else_reads(node, modules)) or any(
-        arg is True for arg in node.args
-    ):
+    if kwargs.pop("inplace", False) or any(arg is True for arg in node.args):
         raise NotStackableError(f"{target} works in place")
     kwargs.pop("out", None)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 class InputScaled(Tensor):
@@ -21,11 +22,16 @@ class InputScaled(Tensor):
     base: Tensor
     scale: Tensor
     _product: Tensor | None
+    _exposed: bool
 
     @staticmethod
     def __new__(cls, base: Tensor, scale: Tensor) -> InputScaled:
         if base.dim() < 2 or scale.dim() != 2 or scale.shape[1] != base.shape[1]:
             raise ValueError(f"InputScaled: base {list(base.shape)} has no inputs for a scale {list(scale.shape)}")
+        if (base.dtype, base.device) != (scale.dtype, scale.device):
+            raise ValueError(
+                f"InputScaled: base is {base.dtype} on {base.device}, scale {scale.dtype} on {scale.device}"
+            )
         # Not contiguous, so that whoever needs the memory itself asks for a tensor that is.
         self: InputScaled = Tensor._make_wrapper_subclass(
             cls,
@@ -34,7 +40,8 @@ class InputScaled(Tensor):
             dtype=base.dtype,
             device=base.device,
         )
-        self.base, self.scale, self._product = base.detach(), scale.detach(), None
+        self.base, self.scale = base.detach(), scale.detach()
+        self._product, self._exposed = None, False
         return self
 
     def __init__(self, base: Tensor, scale: Tensor):
@@ -43,7 +50,10 @@ class InputScaled(Tensor):
     @property
     def factored(self) -> bool:
         """Whether the factors still tell the values: not after someone wrote to the product, or to a view of it."""
-        return self._product is None or self._product._version == 0
+        if self._product is None:
+            return True
+        # Inference tensors count no versions, and memory that was given out may be written to unseen.
+        return not (self._exposed or self._product.is_inference()) and self._product._version == 0
 
     def product(self) -> Tensor:
         """The weights as a plain tensor ``[S, out, in, ...]``."""
@@ -60,6 +70,10 @@ class InputScaled(Tensor):
         if function in _DESCRIBING:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **(kwargs or {}))
+        if function in _EXPOSING:
+            for scaled in tree_leaves(args):
+                if isinstance(scaled, InputScaled):
+                    scaled._exposed = True
         args, kwargs = _tree_map_products((args, kwargs or {}))
         return function(*args, **kwargs)
 
@@ -78,11 +92,25 @@ class InputScaled(Tensor):
         return f"InputScaled({list(self.shape)})"
 
 
+_TENSOR: Any = Tensor  # whose properties' accessors its type stubs do not know
 _DESCRIBING = {
     getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "grad")
 } | {Tensor.dim, Tensor.size, Tensor.stride, Tensor.numel, Tensor.__len__, Tensor.is_floating_point}
 """What needs no values."""
+_EXPOSING = {_TENSOR.data.__get__, _TENSOR.data.__set__} | {
+    getattr(Tensor, name)
+    for name in ("numpy", "__array__", "set_", "data_ptr", "untyped_storage", "storage", "__dlpack__")
+}
+"""What gives out memory that can be written to without PyTorch's knowledge."""
 
 
 def _tree_map_products(tree: Any) -> Any:
     return tree_map_only(InputScaled, InputScaled.product, tree)
+
+
+def take_networks(weights: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    """The weights of networks ``start`` to ``stop``, not copied and still in factors where they are."""
+    return {
+        name: w.networks(start, stop) if isinstance(w, InputScaled) and w.factored else w[start:stop]
+        for name, w in weights.items()
+    }
