@@ -309,7 +309,7 @@ INCREASING: dict[Any, str] = {
     F.relu: "", F.relu6: "", F.tanh: "", F.sigmoid: "", F.leaky_relu: "negative_slope",
     torch.relu: "", torch.tanh: "", torch.sigmoid: "", "relu": "", "tanh": "", "sigmoid": "",
 }  # fmt: skip
-"""Functions that never decrease (softplus does, at its threshold) → their parameter that must not be negative for it."""
+"""Functions that never decrease (softplus does, at its threshold) → a parameter that must not be negative for it."""
 BINARY_FUNCTIONS: dict[Any, Callable[[Any, Any], Any]] = {
     operator.add: torch.add, torch.add: torch.add, "add": torch.add,
     operator.sub: torch.sub, torch.sub: torch.sub,
