@@ -133,7 +133,7 @@ def _training(
 ) -> dict[str, Callable[[], object]]:
     """A step of S networks, each on images of its own: forward, backward, Adam.
 
-    The loop is what one writes first: S modules, one after the other, and one default Adam.
+    The loop is what one writes first: S modules, one after the other. Both sides have a fused Adam.
     """
     x = torch.randn(cell.samples, cell.batch, *shape, device=device)
     y = torch.randint(CLASSES, (cell.samples, cell.batch), device=device)
@@ -150,13 +150,13 @@ def _training(
     members = [copy.deepcopy(network) for _ in range(cell.samples)]
     for s, member in enumerate(members):
         member.load_state_dict({name: value[s] for name, value in initial.items()})
-    default = torch.optim.Adam([p for member in members for p in member.parameters()], lr=1e-4)
+    own_optimizer = torch.optim.Adam([p for member in members for p in member.parameters()], lr=1e-4, fused=True)
 
     def loop() -> None:
-        default.zero_grad()
+        own_optimizer.zero_grad()
         for s, member in enumerate(members):
             F.cross_entropy(member(x[s]), y[s]).backward()
-        default.step()
+        own_optimizer.step()
 
     own = {name: value.clone().requires_grad_() for name, value in initial.items()}
     other = torch.optim.Adam(own.values(), lr=1e-4, fused=True)
