@@ -399,6 +399,16 @@ class WeightPosterior(ABC):
         return self.stacked.mean_loss(weights, x, y, self.likelihood.nll, own_inputs=own_inputs)
 
     @final
+    def losses_to_grad(
+        self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, *, own_inputs: bool = False
+    ) -> Tensor:
+        """``losses``, with the gradients of their sum written into ``grad`` of the weights, which are leaves.
+
+        What ``grad`` held is overwritten, so no ``zero_grad`` before it; more may be added by ``backward`` after it.
+        """
+        return self.stacked.losses_to_grad(weights, x, y, self.likelihood.nll, own_inputs=own_inputs)
+
+    @final
     def loss(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Mean NLL per network, ``[S]``."""
         return self.likelihood.nll(outputs, y, weights).mean(1)

@@ -420,6 +420,30 @@ def test_mean_loss_equals_the_loop_with_its_gradients(name, own_inputs, memory_l
         torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("memory_limit", [2**30, 3000], ids=["whole", "in blocks"])
+@pytest.mark.parametrize("own_inputs", [False, True], ids=["shared inputs", "own inputs"])
+def test_losses_to_grad_overwrites_grad_with_the_gradients_of_the_sum(own_inputs, memory_limit):
+    network = convnet((1, 12, 12), [3, 4], 5, kernel=3).eval()
+    weights, stacked = draw(network, 4), StackedNetwork(network)
+    frozen = next(iter(weights))
+    weights[frozen] = weights[frozen].detach()[:1].expand_as(weights[frozen])
+    rng = torch.Generator().manual_seed(0)
+    memory = {}
+    for _ in range(2):
+        x = torch.randn(*([4] if own_inputs else []), 6, 1, 12, 12, generator=rng)
+        y = torch.randn(*([4] if own_inputs else []), 6, 5, generator=rng)
+        options = {"own_inputs": own_inputs, "memory_limit": memory_limit}
+        losses = stacked.losses_to_grad(weights, x, y, squared, **options)
+        assert not losses.requires_grad
+        wanted = [w for name, w in weights.items() if name != frozen]
+        expected = squared(looped(network, weights, x, own_inputs), y, weights).mean(1)
+        torch.testing.assert_close(losses, expected.detach(), rtol=1e-4, atol=1e-4)
+        for weight, reference in zip(wanted, torch.autograd.grad(expected.sum(), wanted), strict=True):
+            torch.testing.assert_close(weight.grad, reference, rtol=1e-3, atol=1e-3)
+            assert memory.setdefault(id(weight), weight.grad.data_ptr()) == weight.grad.data_ptr()
+    assert weights[frozen].grad is None
+
+
 def test_mean_loss_lets_frozen_weights_alone():
     network = mlp(4, [5], 2).eval()
     weights = draw(network, 3)
@@ -459,7 +483,7 @@ def test_mean_loss_has_gradients_for_inputs_that_all_share(memory_limit):
 def test_mean_loss_guards_its_gradients_where_the_graph_is_kept():
     network = mlp(4, [5], 2).eval()
     weights = draw(network, 3)
-    losses = StackedNetwork(network).mean_loss(weights, torch.randn(6, 4), torch.randn(6, 2), squared)
+    losses = StackedNetwork(network).mean_loss(weights, torch.randn(6, 4), torch.randn(6, 2), squared, memory_limit=300)
     (given,) = torch.autograd.grad(losses.sum(), weights["1.weight"], retain_graph=True)
     given.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -475,10 +499,10 @@ def test_mean_loss_needs_a_target_for_each_example():
         stacked.mean_loss(weights, torch.randn(3, 6, 4), torch.randn(6, 2), squared, own_inputs=True)
 
 
-def test_mean_loss_without_a_part_in_the_loss_has_zero_gradients():
+def test_losses_to_grad_without_a_part_in_the_loss_has_zero_gradients():
     network = mlp(4, [5], 2).eval()
     weights = {name: w.detach() for name, w in draw(network, 3).items()} | {"unused": torch.ones(3).requires_grad_()}
-    StackedNetwork(network).mean_loss(weights, torch.randn(6, 4), torch.randn(6, 2), squared).sum().backward()
+    StackedNetwork(network).losses_to_grad(weights, torch.randn(6, 4), torch.randn(6, 2), squared)
     assert weights["unused"].grad.tolist() == [0, 0, 0]
 
 

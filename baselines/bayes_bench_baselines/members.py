@@ -36,25 +36,26 @@ def fit_members(
     n = len(data.train)
     epsilon = adversarial_epsilon * (data.train.x.amax(0) - data.train.x.amin(0))
 
-    def nll(x: Tensor, y: Tensor) -> Tensor:
-        return posterior.losses(posterior.complete(weights), x, y, own_inputs=True)
+    def losses_and_gradients(x: Tensor, y: Tensor) -> Tensor:
+        full = posterior.complete(weights)
+        if not adversarial_epsilon:
+            return posterior.losses_to_grad(full, x, y, own_inputs=True)
+        x = x.detach().requires_grad_()
+        losses = posterior.losses(full, x, y, own_inputs=True)
+        (gradient,) = torch.autograd.grad(losses.sum(), x, retain_graph=True)
+        moved = (x + epsilon * gradient.sign()).detach()
+        losses = (losses + posterior.losses(full, moved, y, own_inputs=True)) / 2
+        optimizer.zero_grad()
+        losses.sum().backward()
+        return losses.detach()
 
     def step() -> Mapping[str, Tensor]:
-        x, y = next(batches)
-        if adversarial_epsilon:
-            x = x.detach().requires_grad_()
-        losses = nll(x, y)
-        if adversarial_epsilon:
-            (gradient,) = torch.autograd.grad(losses.sum(), x, retain_graph=True)
-            losses = (losses + nll((x + epsilon * gradient.sign()).detach(), y)) / 2
-        objective = losses
+        losses = losses_and_gradients(*next(batches))
         if use_prior:
             penalty = posterior.prior.penalty(weights) - posterior.likelihood.log_prior(weights)
-            objective = losses + penalty / n
-        optimizer.zero_grad()
-        objective.sum().backward()
+            (penalty / n).sum().backward()
         optimizer.step()
-        return {"loss": losses.detach().mean()}
+        return {"loss": losses.mean()}
 
     loop.run(
         step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,9 @@ from bayes_bench.stacked.scaled import InputScaled
 
 MEMORY_LIMIT = 512 * 2**20
 """Bytes that one call may use for intermediate values, where the caller sets nothing else."""
+
+GRADIENT_BYTES = 8 * 2**20
+"""Gradients of a block of networks on a CPU, at most, unless one network has more."""
 
 PerExample = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 """(outputs ``[S, B, K]``, targets, weights) → loss of each network on each example ``[S, B]``."""
@@ -126,24 +129,55 @@ class StackedNetwork:
             UsageError: as for a call, or the targets are not one for each example.
         """
         _, networks = self._check(weights, x, own_inputs)
-        leading = 2 if own_inputs else 1
-        if y.shape[:leading] != x.shape[:leading]:
-            raise UsageError(
-                f"targets of shape {list(y.shape)} for inputs of shape {list(x.shape)}; give one for each example"
-            )
+        _check_targets(x, y, own_inputs)
         tensors = [x, *weights.values()]
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        blocks = self._gradient_blocks(weights, x, networks, own_inputs, memory_limit)
         # What inputs that all share owe to each network cannot be told from the sum over networks.
-        if not wanted or (x.requires_grad and not own_inputs):
+        if not wanted or (x.requires_grad and not own_inputs) or blocks == self._everything(networks, x, own_inputs):
             outputs = self(weights, x, own_inputs=own_inputs, memory_limit=memory_limit)
             return per_example(outputs, y, weights).mean(1)
 
         def compute(x: Tensor, *values: Tensor) -> tuple[Tensor, list[Tensor | None]]:
             full = dict(zip(weights, values, strict=True))
-            return self._losses_and_gradients(full, x, y, per_example, networks, own_inputs, memory_limit)
+            gradients = [torch.empty_like(t) if t.requires_grad else None for t in (x, *values)]
+            return self._losses_and_gradients(full, x, y, per_example, blocks, own_inputs, gradients), gradients
 
         losses: Tensor = _WithGradients.apply(compute, *tensors)
         return losses
+
+    def losses_to_grad(
+        self,
+        weights: Mapping[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        per_example: PerExample,
+        *,
+        own_inputs: bool = False,
+        memory_limit: int = MEMORY_LIMIT,
+    ) -> Tensor:
+        """``mean_loss``, with the gradients of the sum of all losses written into the weights' ``grad``.
+
+        For weights that an optimiser updates themselves, as members of an ensemble or chains of a sampler: the memory
+        of ``grad`` is used again in every step (what it held is overwritten), where a new large gradient would take
+        new pages from the system each time.
+
+        Args:
+            weights: leaf tensors ``[S, *shape]``, or such that need no gradient.
+            x, y, per_example, own_inputs, memory_limit: as for ``mean_loss``.
+
+        Returns:
+            The losses ``[S]``, detached.
+        """
+        _, networks = self._check(weights, x, own_inputs)
+        _check_targets(x, y, own_inputs)
+        gradients: list[Tensor | None] = [None]
+        for weight in weights.values():
+            if weight.requires_grad and weight.grad is None:
+                weight.grad = torch.empty_like(weight)
+            gradients.append(weight.grad if weight.requires_grad else None)
+        blocks = self._gradient_blocks(weights, x, networks, own_inputs, memory_limit)
+        return self._losses_and_gradients(weights, x.detach(), y, per_example, blocks, own_inputs, gradients)
 
     def _fall_back(self, reason: str) -> None:
         self.method, self.reason = "vmap", reason
@@ -216,30 +250,27 @@ class StackedNetwork:
 
     def _losses_and_gradients(
         self,
-        weights: dict[str, Tensor],
+        weights: Mapping[str, Tensor],
         x: Tensor,
         y: Tensor,
         per_example: PerExample,
-        networks: int,
+        blocks: Blocks,
         own_inputs: bool,
-        memory_limit: int,
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """Mean losses ``[S]``, and the gradient of their sum for x and each of the weights (None: not wanted)."""
+        gradients: Sequence[Tensor | None],
+    ) -> Tensor:
+        """Mean losses ``[S]``; writes the gradients of their sum for x and each of the weights (None: not wanted)."""
         compact = _compact(weights)
-        total = self._measure({name: compact[name] for name in self._names}, x, own_inputs).total
-        batch = x.shape[1] if own_inputs else x.shape[0]
-        blocks = self._blocks(networks, x, own_inputs, total, memory_limit, gradients=True)
-        whole = blocks == Blocks(networks, batch)
-        gradients = [torch.empty_like(t) if t.requires_grad and not whole else None for t in (x, *weights.values())]
+        everything = self._everything(len(next(iter(weights.values()))), x, own_inputs)
+        networks, batch = everything.networks, everything.examples
         losses: list[Tensor] = []
         for start, stop in _spans(networks, blocks.networks):
             parts: list[Tensor] = []
             for low, high in _spans(batch, blocks.examples):
                 where = (slice(start, stop), slice(low, high)) if own_inputs else slice(low, high)
                 leaves = [
-                    tensor.detach().requires_grad_(original.requires_grad)
-                    for tensor, original in zip(
-                        (x[where], *_slice(compact, start, stop).values()), (x, *weights.values()), strict=True
+                    tensor.detach().requires_grad_(gradient is not None)
+                    for tensor, gradient in zip(
+                        (x[where], *_slice(compact, start, stop).values()), gradients, strict=True
                     )
                 ]
                 wanted = [leaf for leaf in leaves if leaf.requires_grad]
@@ -248,25 +279,23 @@ class StackedNetwork:
                     own = {name: part[name] for name in self._names}
                     outputs = self._block(own, leaves[0], stop - start, own_inputs)
                     share = per_example(outputs, y[where], part).sum(1) / batch
-                    if share.requires_grad:
-                        found = iter(torch.autograd.grad(share.sum(), wanted, materialize_grads=True))
-                    else:  # nothing that was computed depends on what gradients are wanted for
-                        found = iter([torch.zeros_like(leaf) for leaf in wanted])
+                    joint = share.sum()
+                if wanted and share.requires_grad:
+                    found = iter(torch.autograd.grad(joint, wanted, materialize_grads=True))
+                else:  # nothing that was computed depends on what gradients are wanted for
+                    found = iter([torch.zeros_like(leaf) for leaf in wanted])
                 parts.append(share.detach())
-                results = [next(found) if leaf.requires_grad else None for leaf in leaves]
-                if whole:
-                    return parts[0], results
-                for position, (total_gradient, result) in enumerate(zip(gradients, results, strict=True)):
-                    if total_gradient is None or result is None:
+                for position, total in enumerate(gradients):
+                    if total is None:
                         continue
                     if position == 0:  # of the inputs, each block has its own
-                        total_gradient[where] = result
+                        total[where] = next(found)
                     elif low == 0:
-                        total_gradient[start:stop] = result
+                        total[start:stop] = next(found)
                     else:
-                        total_gradient[start:stop] += result
-            losses.append(torch.stack(parts).sum(0))
-        return torch.cat(losses), gradients
+                        total[start:stop] += next(found)
+            losses.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
+        return losses[0] if len(losses) == 1 else torch.cat(losses)
 
     # One block -----------------------------------------------------------------------------------------------
 
@@ -338,6 +367,22 @@ class StackedNetwork:
         if self._plan is None:  # a network that is not understood may join examples: they stay together
             return Blocks(choose_blocks(networks, 1, bytes_each=bytes_each * batch, **options).networks, batch)
         return choose_blocks(networks, batch, bytes_each=bytes_each, **options)
+
+    def _gradient_blocks(
+        self, weights: Mapping[str, Tensor], x: Tensor, networks: int, own_inputs: bool, memory_limit: int
+    ) -> Blocks:
+        own = _compact({name: weights[name] for name in self._names})
+        total = self._measure(own, x, own_inputs).total
+        blocks = self._blocks(networks, x, own_inputs, total, memory_limit, gradients=True)
+        if x.device.type != "cpu":
+            return blocks
+        # A block's gradients stay in the cache until they are written to where they belong.
+        numbers = sum(self._names[name].numel() * own[name].element_size() for name in self._names)
+        return Blocks(max(1, min(blocks.networks, GRADIENT_BYTES // max(1, numbers))), blocks.examples)
+
+    @staticmethod
+    def _everything(networks: int, x: Tensor, own_inputs: bool) -> Blocks:
+        return Blocks(networks, x.shape[1] if own_inputs else x.shape[0])
 
     def _measure(
         self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool, shared: frozenset[str] = frozenset()
@@ -413,6 +458,14 @@ class _WithGradients(torch.autograd.Function):
         if outer.device.type == "cpu" and bool((outer == 1).all()):  # a sum of losses: nothing to scale
             return None, *gradients
         return None, *(g if g is None else g * outer.view(-1, *[1] * (g.dim() - 1)) for g in gradients)
+
+
+def _check_targets(x: Tensor, y: Tensor, own_inputs: bool) -> None:
+    leading = 2 if own_inputs else 1
+    if y.shape[:leading] != x.shape[:leading]:
+        raise UsageError(
+            f"targets of shape {list(y.shape)} for inputs of shape {list(x.shape)}; give one for each example"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -143,8 +143,7 @@ def _training(
     fused = torch.optim.Adam(weights.values(), lr=1e-4, fused=True)
 
     def ours() -> None:
-        fused.zero_grad()
-        stacked.mean_loss(weights, x, y, likelihood.nll, own_inputs=True).sum().backward()
+        stacked.losses_to_grad(weights, x, y, likelihood.nll, own_inputs=True)
         fused.step()
 
     members = [copy.deepcopy(network) for _ in range(cell.samples)]

@@ -6,6 +6,7 @@ beside whatever is held against them, since a shared machine is not the same fro
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 GEMM_SIZE = 1024
 """Square products of this size, 2.1 GFLOP: large enough to run at the machine's rate, short enough to repeat."""
 MAX_TURNS = 40
+TURN_SECONDS = 0.01
+"""Shorter work is repeated within a turn until it takes about so long."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,20 @@ class Times:
         return len(next(iter(self.turns.values())))
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Time of one call."""
+def seconds(work: Callable[[], object], device: torch.device, times: int = 1) -> float:
+    """Mean time of so many calls."""
     if device.type == "cuda":
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        work()
+        for _ in range(times):
+            work()
         stop.record()
         torch.cuda.synchronize(device)
-        return start.elapsed_time(stop) / 1e3
+        return start.elapsed_time(stop) / 1e3 / times
     started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - started) / times
 
 
 def in_turn(
@@ -59,11 +64,12 @@ def in_turn(
     """
     for work in candidates.values():
         work()  # plans, caches and memory are set up here
+    times = {name: math.ceil(TURN_SECONDS / seconds(work, device)) for name, work in candidates.items()}
     turns: dict[str, list[float]] = {name: [] for name in candidates}
     started = time.perf_counter()
     while True:
         for name, work in candidates.items():
-            turns[name].append(seconds(work, device))
+            turns[name].append(seconds(work, device, times[name]))
         done = len(turns[next(iter(turns))])
         spent = time.perf_counter() - started
         if done >= MAX_TURNS or (done >= least and spent > budget) or (done >= 3 and spent > 10 * budget):
