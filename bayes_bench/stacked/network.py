@@ -23,7 +23,7 @@ from bayes_bench.stacked.scaled import InputScaled
 MEMORY_LIMIT = 512 * 2**20
 """Bytes that one call may use for intermediate values, where the caller sets nothing else."""
 
-GRADIENT_BYTES = 8 * 2**20
+GRADIENT_BYTES = 2 * 2**20
 """Gradients of a block of networks on a CPU, at most, unless one network has more."""
 
 PerExample = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -171,12 +171,20 @@ class StackedNetwork:
         """
         _, networks = self._check(weights, x, own_inputs)
         _check_targets(x, y, own_inputs)
+        blocks = self._gradient_blocks(weights, x, networks, own_inputs, memory_limit)
+        if blocks == self._everything(networks, x, own_inputs):  # small: nothing to save by writing in place
+            for weight in weights.values():
+                weight.grad = None
+            with torch.enable_grad():
+                outputs = self._block(_compact({n: weights[n] for n in self._names}), x, networks, own_inputs)
+                losses = per_example(outputs, y, weights).mean(1)
+            losses.sum().backward()
+            return losses.detach()
         gradients: list[Tensor | None] = [None]
         for weight in weights.values():
             if weight.requires_grad and weight.grad is None:
                 weight.grad = torch.empty_like(weight)
             gradients.append(weight.grad if weight.requires_grad else None)
-        blocks = self._gradient_blocks(weights, x, networks, own_inputs, memory_limit)
         return self._losses_and_gradients(weights, x.detach(), y, per_example, blocks, own_inputs, gradients)
 
     def _fall_back(self, reason: str) -> None:

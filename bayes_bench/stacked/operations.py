@@ -104,6 +104,10 @@ def elementwise(function: Callable[[Tensor], Tensor], value: Value) -> Value:
     return Value(function(value.tensor), value.stacked)
 
 
+SMALL_IMAGES = 2**16
+"""Elements below which the number of operations counts, not their speed."""
+
+
 def _pair(size: Any) -> tuple[int, int]:
     """A size for both dimensions, as PyTorch takes it: a number, or a sequence of one or two."""
     sizes = tuple(size) if isinstance(size, list | tuple) else (size,)
@@ -124,7 +128,10 @@ def max_pool2d(
 
     def pool(x: Tensor) -> Tensor:
         plain = _pair(padding) == (0, 0) and _pair(dilation) == (1, 1) and not ceil_mode
-        if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad) or not plain:
+        worth = (
+            x.device.type == "cpu" and x.numel() >= SMALL_IMAGES and not (torch.is_grad_enabled() and x.requires_grad)
+        )
+        if not (plain and worth):
             return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
         kernel, steps = _pair(kernel_size), _pair(stride or kernel_size)
         if x.shape[2] < kernel[0] or x.shape[3] < kernel[1]:
