@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 CACHE_BYTES = 2 * 2**20
 """Intermediate values that a block on a CPU aims at (benchmarks/speed/NOTES.md: larger and smaller were slower)."""
+GRADIENT_CACHE_BYTES = 16 * 2**20
+"""The same with gradients, for all that a block keeps until its backward pass."""
 EXAMPLES = 128
 """Examples in a block without gradients on a CPU, at most."""
 
@@ -41,5 +43,6 @@ def choose_blocks(
         rows = min(examples, fitting)
         return Blocks(max(1, min(networks, fitting // rows)), rows)
     rows = min(examples, fitting) if gradients else min(examples, fitting, EXAMPLES)
-    wanted = min(CACHE_BYTES, memory_limit) // max(1, bytes_each * rows)
+    aim = GRADIENT_CACHE_BYTES if gradients else CACHE_BYTES
+    wanted = min(aim, memory_limit) // max(1, bytes_each * rows)
     return Blocks(max(1, min(networks, wanted)), rows)

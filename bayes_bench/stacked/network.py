@@ -23,7 +23,7 @@ from bayes_bench.stacked.scaled import InputScaled
 MEMORY_LIMIT = 512 * 2**20
 """Bytes that one call may use for intermediate values, where the caller sets nothing else."""
 
-GRADIENT_BYTES = 2 * 2**20
+GRADIENT_BYTES = 4 * 2**20
 """Gradients of a block of networks on a CPU, at most, unless one network has more."""
 
 PerExample = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -158,9 +158,9 @@ class StackedNetwork:
     ) -> Tensor:
         """``mean_loss``, with the gradients of the sum of all losses written into the weights' ``grad``.
 
-        For weights that an optimiser updates themselves, as members of an ensemble or chains of a sampler: the memory
-        of ``grad`` is used again in every step (what it held is overwritten), where a new large gradient would take
-        new pages from the system each time.
+        For weights that an optimiser updates themselves, as members of an ensemble or chains of a sampler. What
+        ``grad`` held is overwritten; where it is large its memory is used again in every step, since a new one would
+        take new pages from the system each time.
 
         Args:
             weights: leaf tensors ``[S, *shape]``, or such that need no gradient.
@@ -178,7 +178,11 @@ class StackedNetwork:
             with torch.enable_grad():
                 outputs = self._block(_compact({n: weights[n] for n in self._names}), x, networks, own_inputs)
                 losses = per_example(outputs, y, weights).mean(1)
-            losses.sum().backward()
+            if losses.requires_grad:
+                losses.sum().backward()
+            for weight in weights.values():
+                if weight.requires_grad and weight.grad is None:  # has no part in the losses
+                    weight.grad = torch.zeros_like(weight)
             return losses.detach()
         gradients: list[Tensor | None] = [None]
         for weight in weights.values():
