@@ -294,7 +294,12 @@ def training_pair(
     steps: int,
     x: Tensor,
 ) -> tuple[Ways, Run]:
-    config = DeepEnsembleConfig(members=members, batch_size=TRAINING_BATCH, learning_rate=LEARNING_RATE)
+    config = DeepEnsembleConfig(
+        members=members,
+        batch_size=TRAINING_BATCH,
+        learning_rate=LEARNING_RATE,
+        final_learning_rate=1.0,  # of the other side stays the same too
+    )
     seeds = itertools.count()
 
     def ours() -> Tensor:

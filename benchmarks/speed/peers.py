@@ -17,7 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,12 @@ def run_peer(peer: str, work: Path, quick: bool) -> list[dict[str, Any]]:
     return [dict.fromkeys(COLUMNS, "") | {"peer": peer, "version": version} | row for row in rows]
 
 
-def run_peers(work: Path = WORK, only: Sequence[str] = (), quick: bool = False) -> list[dict[str, Any]]:
+def run_peers(work: Path = WORK, only: Sequence[str] = (), quick: bool = False) -> Iterator[dict[str, Any]]:
     """Rows with the keys ``COLUMNS``, empty where unknown; ratio > 1: bayes-bench is faster."""
     work.mkdir(parents=True, exist_ok=True)
-    rows = []
     for peer in only or REQUIREMENTS:
         print(f"{peer} …", file=sys.stderr, flush=True)
-        rows += run_peer(peer, work, quick)
-    return rows
+        yield from run_peer(peer, work, quick)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -106,7 +104,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=REQUIREMENTS, default=[], metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="a few rows and pairs, to see that all works")
     arguments = parser.parse_args()
-    rows = run_peers(arguments.work, arguments.only, arguments.quick)
+    rows = list(run_peers(arguments.work, arguments.only, arguments.quick))
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / "peers.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
