@@ -77,6 +77,9 @@ def plot_peers(rows: pd.DataFrame, path: Path) -> None:
         axis.plot(part["ratio"], [labels.index(label) for label in part["label"]], marker, label=network, alpha=0.7)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set(xscale="log", xlabel="time of the other package / ours", yticks=range(len(labels)), yticklabels=labels)
+    ticks = [t for t in (0.25, 0.5, 1, 2, 3, 5, 10, 20) if 0.8 * own["ratio"].min() <= t <= 1.3 * own["ratio"].max()]
+    axis.set_xticks(ticks, [f"{t:g}×" for t in ticks])
+    axis.set_xticks([], minor=True)
     axis.invert_yaxis()
     axis.legend(frameon=False, loc="best", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
