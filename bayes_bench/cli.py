@@ -240,7 +240,7 @@ def run(
     from bayes_bench import terminal
 
     if dry_run:
-        table, sentence = terminal.plan_table(planned, run_dir, "cuda-tf32" if precision == "tf32" else device, fresh)
+        table, sentence = terminal.plan_table(planned, run_dir, jobs.device_class(device, precision), fresh)
         terminal.stdout().print(table)
         click.echo(sentence)
         return 0

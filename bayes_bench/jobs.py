@@ -79,6 +79,11 @@ class Job(Settings):
         return f"{self.task.name}/{self.label} seed {self.seed}"
 
 
+def device_class(device: str, precision: str) -> str:
+    """What a job's key says of where and how it was computed; TF32 exists on GPUs alone."""
+    return device if precision == "float32" else f"cuda-{precision}"
+
+
 def expected_seconds(job: Job) -> float | None:
     """What the task's author expects of one job, scaled with its budget; None where the task does not say."""
     hint = job.task.seconds_per_job

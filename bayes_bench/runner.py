@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bayes_bench import machine, registry, store
 from bayes_bench.errors import UsageError
-from bayes_bench.jobs import Job, Observer, expected_seconds
+from bayes_bench.jobs import Job, Observer, device_class, expected_seconds
 from bayes_bench.likelihood import RESERVED
 from bayes_bench.measure import measure
 from bayes_bench.posterior import WeightPosterior, WeightSamples, resolve_device
@@ -127,8 +127,7 @@ def run(
         raise UsageError("precision tf32 is a GPU's; run without --precision, or with --device cuda")
     for method in {job.method for job in jobs}:
         registry.method_class(method)
-    device_class = place.type if precision == "float32" else f"{place.type}-{precision}"
-    keyed = _keyed(jobs, run_dir, device_class, data_root, allow_code)
+    keyed = _keyed(jobs, run_dir, device_class(place.type, precision), data_root, allow_code)
     counts = {"finished": 0, "failed": 0, "skipped": 0}
     interrupted = False
     with store.locked(run_dir), _settled(place, precision):
@@ -513,7 +512,7 @@ def _record_before(
 def _keyed(
     jobs: Sequence[Job],
     run_dir: Path,
-    device_class: str,
+    device: str,
     data_root: Path | None,
     allow_code: Sequence[Path],
 ) -> list[Keyed]:
@@ -521,7 +520,7 @@ def _keyed(
     found = []
     for job in jobs:
         task = tasks[job.task.model_dump_json()]
-        key, variant = job.key(task.checksum, device_class), job.variant(task.checksum, device_class)
+        key, variant = job.key(task.checksum, device), job.variant(task.checksum, device)
         folder = store.job_folder(run_dir, job.task.name, job.label, job.seed, key)
         found.append(Keyed(job, task, key, variant, folder))
     return found

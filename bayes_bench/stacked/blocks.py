@@ -14,6 +14,8 @@ CACHE_BYTES = 2 * 2**20
 """Intermediate values that a block on a CPU aims at (benchmarks/speed/NOTES.md: larger and smaller were slower)."""
 GRADIENT_CACHE_BYTES = 16 * 2**20
 """The same with gradients, for all that a block keeps until its backward pass."""
+GRADIENT_BYTES = 4 * 2**20
+"""Gradients of a block's weights on a CPU, at most, unless one network has more."""
 EXAMPLES = 128
 """Examples in a block without gradients on a CPU, at most."""
 
@@ -27,7 +29,14 @@ class Blocks:
 
 
 def choose_blocks(
-    networks: int, examples: int, *, bytes_each: int, device: str, memory_limit: int, gradients: bool = False
+    networks: int,
+    examples: int,
+    *,
+    bytes_each: int,
+    device: str,
+    memory_limit: int,
+    gradients: bool = False,
+    weight_bytes: int = 0,
 ) -> Blocks:
     """Blocks for S networks on B examples.
 
@@ -37,6 +46,8 @@ def choose_blocks(
         memory_limit: bytes that a block may take.
         gradients: whether a backward pass follows, which adds to the weights' gradients once per block of
             examples: these are cut by memory alone.
+        weight_bytes: of one network's weights, where their gradients should stay in the cache until they are
+            written to where they belong.
     """
     fitting = max(1, memory_limit // max(1, bytes_each))
     if device != "cpu":
@@ -45,4 +56,6 @@ def choose_blocks(
     rows = min(examples, fitting) if gradients else min(examples, fitting, EXAMPLES)
     aim = GRADIENT_CACHE_BYTES if gradients else CACHE_BYTES
     wanted = min(aim, memory_limit) // max(1, bytes_each * rows)
+    if weight_bytes:
+        wanted = min(wanted, GRADIENT_BYTES // weight_bytes)
     return Blocks(max(1, min(networks, wanted)), rows)

@@ -18,13 +18,10 @@ from bayes_bench.errors import UsageError
 from bayes_bench.stacked.blocks import Blocks, choose_blocks
 from bayes_bench.stacked.operations import NotStackableError, Value
 from bayes_bench.stacked.plan import Plan, make_plan
-from bayes_bench.stacked.scaled import InputScaled
+from bayes_bench.stacked.scaled import InputScaled, take
 
 MEMORY_LIMIT = 512 * 2**20
 """Bytes that one call may use for intermediate values, where the caller sets nothing else."""
-
-GRADIENT_BYTES = 4 * 2**20
-"""Gradients of a block of networks on a CPU, at most, unless one network has more."""
 
 PerExample = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 """(outputs ``[S, B, K]``, targets, weights) → loss of each network on each example ``[S, B]``."""
@@ -132,11 +129,13 @@ class StackedNetwork:
         _check_targets(x, y, own_inputs)
         tensors = [x, *weights.values()]
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        blocks = self._gradient_blocks(weights, x, networks, own_inputs, memory_limit)
         # What inputs that all share owe to each network cannot be told from the sum over networks.
-        if not wanted or (x.requires_grad and not own_inputs) or blocks == self._everything(networks, x, own_inputs):
+        if not wanted or (x.requires_grad and not own_inputs):
             outputs = self(weights, x, own_inputs=own_inputs, memory_limit=memory_limit)
             return per_example(outputs, y, weights).mean(1)
+        blocks = self._gradient_blocks(weights, x, networks, own_inputs, memory_limit)
+        if blocks == Blocks(networks, _examples(x, own_inputs)):
+            return self._losses_at_once(weights, x, y, per_example, networks, own_inputs)
 
         def compute(x: Tensor, *values: Tensor) -> tuple[Tensor, list[Tensor | None]]:
             full = dict(zip(weights, values, strict=True))
@@ -172,12 +171,11 @@ class StackedNetwork:
         _, networks = self._check(weights, x, own_inputs)
         _check_targets(x, y, own_inputs)
         blocks = self._gradient_blocks(weights, x, networks, own_inputs, memory_limit)
-        if blocks == self._everything(networks, x, own_inputs):  # small: nothing to save by writing in place
+        if blocks == Blocks(networks, _examples(x, own_inputs)):  # small: nothing to save by writing in place
             for weight in weights.values():
                 weight.grad = None
             with torch.enable_grad():
-                outputs = self._block(_compact({n: weights[n] for n in self._names}), x, networks, own_inputs)
-                losses = per_example(outputs, y, weights).mean(1)
+                losses = self._losses_at_once(weights, x, y, per_example, networks, own_inputs)
             if losses.requires_grad:
                 losses.sum().backward()
             for weight in weights.values():
@@ -208,7 +206,7 @@ class StackedNetwork:
             raise UsageError(f"own_inputs: {x.shape[0]} sets of inputs for {networks} networks; give one each")
         if networks == 0:
             raise UsageError("no networks to evaluate; draw at least one")
-        if x.shape[1 if own_inputs else 0] == 0:
+        if _examples(x, own_inputs) == 0:
             raise UsageError("no inputs to evaluate; give at least one example")
         return own, networks
 
@@ -220,7 +218,7 @@ class StackedNetwork:
         compact = _compact(weights)
         shared = self._shared_steps(compact, own_inputs)
         largest = self._measure(compact, x, own_inputs, shared).largest
-        batch = x.shape[1] if own_inputs else x.shape[0]
+        batch = _examples(x, own_inputs)
         blocks = self._blocks(networks, x, own_inputs, largest, memory_limit)
         if blocks == Blocks(networks, batch):
             return self._block(compact, x, networks, own_inputs)
@@ -242,7 +240,7 @@ class StackedNetwork:
     ) -> Tensor:
         compact = _compact(weights)
         total = self._measure(compact, x, own_inputs).total
-        batch = x.shape[1] if own_inputs else x.shape[0]
+        batch = _examples(x, own_inputs)
         # Gradients need all values of a network at once: examples are not cut here, networks are.
         rows = self._blocks(networks, x, own_inputs, total, max(memory_limit, total * batch), gradients=True)
         recompute = total * batch * networks > memory_limit
@@ -260,6 +258,18 @@ class StackedNetwork:
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    def _losses_at_once(
+        self,
+        weights: Mapping[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        per_example: PerExample,
+        networks: int,
+        own_inputs: bool,
+    ) -> Tensor:
+        outputs = self._block(_compact({name: weights[name] for name in self._names}), x, networks, own_inputs)
+        return per_example(outputs, y, weights).mean(1)
+
     def _losses_and_gradients(
         self,
         weights: Mapping[str, Tensor],
@@ -272,8 +282,7 @@ class StackedNetwork:
     ) -> Tensor:
         """Mean losses ``[S]``; writes the gradients of their sum for x and each of the weights (None: not wanted)."""
         compact = _compact(weights)
-        everything = self._everything(len(next(iter(weights.values()))), x, own_inputs)
-        networks, batch = everything.networks, everything.examples
+        networks, batch = len(next(iter(weights.values()))), _examples(x, own_inputs)
         losses: list[Tensor] = []
         for start, stop in _spans(networks, blocks.networks):
             parts: list[Tensor] = []
@@ -372,10 +381,22 @@ class StackedNetwork:
         return self._plan.shared_steps({name for name, w in compact.items() if len(w) == 1}, own_inputs)
 
     def _blocks(
-        self, networks: int, x: Tensor, own_inputs: bool, bytes_each: int, memory_limit: int, gradients: bool = False
+        self,
+        networks: int,
+        x: Tensor,
+        own_inputs: bool,
+        bytes_each: int,
+        memory_limit: int,
+        gradients: bool = False,
+        weight_bytes: int = 0,
     ) -> Blocks:
-        batch = x.shape[1] if own_inputs else x.shape[0]
-        options: dict[str, Any] = {"device": x.device.type, "memory_limit": memory_limit, "gradients": gradients}
+        batch = _examples(x, own_inputs)
+        options: dict[str, Any] = {
+            "device": x.device.type,
+            "memory_limit": memory_limit,
+            "gradients": gradients,
+            "weight_bytes": weight_bytes,
+        }
         if self._plan is None:  # a network that is not understood may join examples: they stay together
             return Blocks(choose_blocks(networks, 1, bytes_each=bytes_each * batch, **options).networks, batch)
         return choose_blocks(networks, batch, bytes_each=bytes_each, **options)
@@ -385,16 +406,8 @@ class StackedNetwork:
     ) -> Blocks:
         own = _compact({name: weights[name] for name in self._names})
         total = self._measure(own, x, own_inputs).total
-        blocks = self._blocks(networks, x, own_inputs, total, memory_limit, gradients=True)
-        if x.device.type != "cpu":
-            return blocks
-        # A block's gradients stay in the cache until they are written to where they belong.
-        numbers = sum(self._names[name].numel() * own[name].element_size() for name in self._names)
-        return Blocks(max(1, min(blocks.networks, GRADIENT_BYTES // max(1, numbers))), blocks.examples)
-
-    @staticmethod
-    def _everything(networks: int, x: Tensor, own_inputs: bool) -> Blocks:
-        return Blocks(networks, x.shape[1] if own_inputs else x.shape[0])
+        weight_bytes = sum(self._names[name].numel() * own[name].element_size() for name in self._names)
+        return self._blocks(networks, x, own_inputs, total, memory_limit, gradients=True, weight_bytes=weight_bytes)
 
     def _measure(
         self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool, shared: frozenset[str] = frozenset()
@@ -484,6 +497,10 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def _examples(x: Tensor, own_inputs: bool) -> int:
+    return x.shape[1 if own_inputs else 0]
+
+
 def _spans(length: int, size: int) -> Iterator[tuple[int, int]]:
     for start in range(0, length, size):
         yield start, min(start + size, length)
@@ -501,7 +518,4 @@ def _compact(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _slice(weights: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    return {
-        name: w if len(w) == 1 else w.networks(start, stop) if isinstance(w, InputScaled) else w[start:stop]
-        for name, w in weights.items()
-    }
+    return {name: w if len(w) == 1 else take(w, start, stop) for name, w in weights.items()}

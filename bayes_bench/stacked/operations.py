@@ -150,7 +150,7 @@ def max_pool2d(
 
 def _scale_inputs(value: Value, weight: InputScaled) -> Value:
     """The inputs ``[…, B, in, …]`` of a layer, each network's scaled as its weights are."""
-    space = 0 if weight.base.dim() == 2 else weight.base.dim() - 2
+    space = weight.base.dim() - 2
     if len(weight.scale) == 1 and not value.stacked:
         return Value(value.tensor * weight.scale.view(-1, *[1] * space), stacked=False)
     x = value.tensor if value.stacked else value.tensor.unsqueeze(0)

@@ -108,9 +108,13 @@ def _tree_map_products(tree: Any) -> Any:
     return tree_map_only(InputScaled, InputScaled.product, tree)
 
 
+def take(weight: Tensor, start: int, stop: int) -> Tensor:
+    """A weight of networks ``start`` to ``stop``, not copied and still in factors where it is."""
+    if isinstance(weight, InputScaled) and weight.factored:
+        return weight.networks(start, stop)
+    return weight[start:stop]
+
+
 def take_networks(weights: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    """The weights of networks ``start`` to ``stop``, not copied and still in factors where they are."""
-    return {
-        name: w.networks(start, stop) if isinstance(w, InputScaled) and w.factored else w[start:stop]
-        for name, w in weights.items()
-    }
+    """The weights of networks ``start`` to ``stop``."""
+    return {name: take(weight, start, stop) for name, weight in weights.items()}
