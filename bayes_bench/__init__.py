@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from bayes_bench.chains import effective_sample_size, split_rhat
     from bayes_bench.errors import (
         BayesBenchError,
         DataError,
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from bayes_bench.posterior import WeightPosterior, WeightSamples
     from bayes_bench.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
     from bayes_bench.prior import GaussianPrior
-    from bayes_bench.settings import MethodConfig, setting
+    from bayes_bench.settings import MethodConfig, Range, setting
     from bayes_bench.stacked import InputScaled, StackedNetwork
     from bayes_bench.training import FitSummary, Monitor, TensorState, TrainingLoop, cosine_decay
 
 _HOME = {
+    "chains": ("effective_sample_size", "split_rhat"),
     "errors": (
         "BayesBenchError", "DataError", "DivergenceError", "PluginError", "UnsupportedNetworkError", "UsageError",
     ),
@@ -41,7 +43,7 @@ _HOME = {
     "posterior": ("WeightPosterior", "WeightSamples"),
     "predictive": ("ClassPrediction", "ValuePrediction", "summarise_classes", "summarise_values"),
     "prior": ("GaussianPrior",),
-    "settings": ("MethodConfig", "setting"),
+    "settings": ("MethodConfig", "Range", "setting"),
     "stacked": ("InputScaled", "StackedNetwork"),
     "training": ("FitSummary", "Monitor", "TensorState", "TrainingLoop", "cosine_decay"),
 }  # fmt: skip
@@ -51,10 +53,10 @@ __all__ = [
     "BayesBenchError", "Categorical", "ClassPrediction", "DataError", "DivergenceError", "Examples", "FitData",
     "FitSummary", "Gaussian", "GaussianPrior", "HeteroscedasticGaussian", "HyperGAN", "HyperGANConfig", "InputScaled",
     "Likelihood",
-    "MethodConfig", "Monitor", "PluginError", "StackedNetwork", "TensorState", "TrainingLoop",
+    "MethodConfig", "Monitor", "PluginError", "Range", "StackedNetwork", "TensorState", "TrainingLoop",
     "UnsupportedNetworkError", "UsageError",
-    "ValuePrediction", "WeightPosterior", "WeightSamples", "__version__", "cosine_decay", "setting",
-    "summarise_classes", "summarise_values",
+    "ValuePrediction", "WeightPosterior", "WeightSamples", "__version__", "cosine_decay",
+    "effective_sample_size", "setting", "split_rhat", "summarise_classes", "summarise_values",
 ]  # fmt: skip
 
 

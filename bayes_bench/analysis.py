@@ -60,7 +60,7 @@ SUMMARY_COLUMNS = (
     "variant",
 )
 # What changes no result, and the settings of other methods, do not make another comparison.
-_COSMETIC = ("title", "settings", "seconds_per_job", "megabytes_per_job")
+_COSMETIC = ("title", "settings", "seconds_per_job", "megabytes_per_job", "reference")
 
 
 # Records and frames ---------------------------------------------------------------------------------------

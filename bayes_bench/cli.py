@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT_SUITES = ("digits", "cubic")
 INTERRUPTED = 130
 SECTIONS = {
-    "Compare methods": ("run", "report"),
+    "Compare methods": ("run", "report", "tune", "reference"),
     "Look up": ("list", "show"),
     "Use and extend": ("predict", "check"),
 }
@@ -98,9 +98,10 @@ def _fail(sentence: str, code: int) -> NoReturn:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
-  bayes-bench run                                         every method on digits and a 1-D regression
+  bayes-bench run                                         seven methods on digits and a 1-D regression
   bayes-bench run digits --methods hypergan,mcdropout     two methods, 3 seeds
   bayes-bench run digits --set hypergan.adversarial_weight=0 --out reports/runs/no-discriminator
+  bayes-bench tune hypergan digits                        search for better settings, on validation data
   bayes-bench show hypergan                               its settings and where they come from
   bayes-bench predict reports/runs/digits hypergan new.csv --out answers.csv
 """,
@@ -113,10 +114,61 @@ def cli() -> None:
     """
 
 
-# run, report ----------------------------------------------------------------------------------------------
+# run, report, tune ----------------------------------------------------------------------------------------
 
 
 WHAT, HOW, WHERE = "What to run", "How", "Input and output"
+
+set_option = click.option(
+    "--set",
+    "settings",
+    cls=GroupedOption,
+    heading=WHAT,
+    multiple=True,
+    metavar="METHOD.KEY=VALUE",
+    help="Change one setting of a method; may be repeated.",
+)
+budget_scale_option = click.option(
+    "--budget-scale",
+    cls=GroupedOption,
+    heading=WHAT,
+    type=float,
+    default=1.0,
+    metavar="FACTOR",
+    help="Multiply every budget, e.g. 0.1 for a quick look.",
+)
+device_option = click.option(
+    "--device",
+    cls=GroupedOption,
+    heading=HOW,
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where networks are trained.",
+)
+threads_option = click.option(
+    "--threads",
+    cls=GroupedOption,
+    heading=HOW,
+    type=click.IntRange(min=1),
+    help="CPU threads; default: one for small networks, else the physical cores.",
+)
+data_root_option = click.option(
+    "--data-root",
+    cls=GroupedOption,
+    heading=WHERE,
+    type=click.Path(path_type=Path),
+    help="Folder of data sets; default: $BAYES_BENCH_DATA, else the user's cache folder.",
+)
+allow_code_option = click.option(
+    "--allow-code",
+    cls=GroupedOption,
+    heading=WHERE,
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="FILE",
+    help="A Python file that a suite may take its network from; it is executed.",
+)
 
 
 @cli.command(
@@ -131,33 +183,9 @@ Examples:
 @click.argument("suites", nargs=-1, metavar="[SUITE]...")
 @click.option("--methods", cls=GroupedOption, heading=WHAT, metavar="A,B", help="Methods; default: those of the suite.")
 @click.option("--seeds", cls=GroupedOption, heading=WHAT, metavar="LIST", help="0,1,2 or 0-4; default: the suite's.")
-@click.option(
-    "--set",
-    "settings",
-    cls=GroupedOption,
-    heading=WHAT,
-    multiple=True,
-    metavar="METHOD.KEY=VALUE",
-    help="Change one setting of a method; may be repeated.",
-)
-@click.option(
-    "--budget-scale",
-    cls=GroupedOption,
-    heading=WHAT,
-    type=float,
-    default=1.0,
-    metavar="FACTOR",
-    help="Multiply every budget, e.g. 0.1 for a quick look.",
-)
-@click.option(
-    "--device",
-    cls=GroupedOption,
-    heading=HOW,
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where networks are trained.",
-)
+@set_option
+@budget_scale_option
+@device_option
 @click.option(
     "--precision",
     cls=GroupedOption,
@@ -167,13 +195,7 @@ Examples:
     show_default=True,
     help="How a GPU multiplies: tf32 is faster, with factors rounded to 10 bits.",
 )
-@click.option(
-    "--threads",
-    cls=GroupedOption,
-    heading=HOW,
-    type=click.IntRange(min=1),
-    help="CPU threads; default: one for small networks, else the physical cores.",
-)
+@threads_option
 @click.option("--fresh", cls=GroupedOption, heading=HOW, is_flag=True, help="Run finished jobs again.")
 @click.option("--dry-run", cls=GroupedOption, heading=HOW, is_flag=True, help="Only show jobs, expected time and disk.")
 @click.option("--quiet", cls=GroupedOption, heading=HOW, is_flag=True, help="Only errors and the path of the report.")
@@ -184,22 +206,8 @@ Examples:
     type=click.Path(path_type=Path),
     help="Run folder; default: reports/runs/SUITES. A second run into it continues.",
 )
-@click.option(
-    "--data-root",
-    cls=GroupedOption,
-    heading=WHERE,
-    type=click.Path(path_type=Path),
-    help="Folder of data sets; default: $BAYES_BENCH_DATA, else the user's cache folder.",
-)
-@click.option(
-    "--allow-code",
-    cls=GroupedOption,
-    heading=WHERE,
-    multiple=True,
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    metavar="FILE",
-    help="A Python file that a suite may take its network from; it is executed.",
-)
+@data_root_option
+@allow_code_option
 def run(
     suites: tuple[str, ...],
     methods: str | None,
@@ -293,6 +301,141 @@ def report(run_dir: Path, recompute: bool) -> None:
     click.echo(f"Report: {path}")
 
 
+@cli.command(
+    cls=GroupedCommand,
+    epilog="""\b
+Examples:
+  bayes-bench tune ensemble digits                          16 trials with two seeds each
+  bayes-bench tune hypergan digits --trials 64              continues: the first 16 are not run again
+  bayes-bench tune map my-task.toml --set map.batch_size=32
+""",
+)
+@click.argument("method")
+@click.argument("suite")
+@click.option(
+    "--trials",
+    cls=GroupedOption,
+    heading=WHAT,
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Trials in all, those of earlier calls included.",
+)
+@click.option(
+    "--seeds", cls=GroupedOption, heading=WHAT, metavar="LIST", help="None of the suite's own; default: 100,101."
+)
+@click.option("--task", cls=GroupedOption, heading=WHAT, metavar="NAME", help="Needed where SUITE has several tasks.")
+@set_option
+@budget_scale_option
+@device_option
+@threads_option
+@click.option("--quiet", cls=GroupedOption, heading=HOW, is_flag=True, help="Only failed trials and the path.")
+@click.option(
+    "--out",
+    cls=GroupedOption,
+    heading=WHERE,
+    type=click.Path(path_type=Path),
+    help="Folder; default: reports/tuning/SUITE-METHOD. A second search into it continues.",
+)
+@data_root_option
+@allow_code_option
+def tune(
+    method: str,
+    suite: str,
+    trials: int,
+    seeds: str | None,
+    task: str | None,
+    settings: tuple[str, ...],
+    budget_scale: float,
+    device: str,
+    threads: int | None,
+    quiet: bool,
+    out: Path | None,
+    data_root: Path | None,
+    allow_code: tuple[Path, ...],
+) -> int:
+    """Search for settings of METHOD on a task of SUITE.
+
+    By validation scores alone: test data and reported out-of-distribution sets are left alone. The first trial has
+    the current settings. What may be tried is what the settings declare (`bayes-bench show METHOD`) and --set does
+    not fix. An interrupted search continues with the same command. The best settings are printed as a suite has
+    them, and nothing is changed.
+
+    Exit code: 0, or 1 when every trial failed, 2 for a mistake in the input, 130 after Ctrl-C.
+    """
+    from bayes_bench import jobs, tuning
+    from bayes_bench.suite import load_suite
+
+    spec = load_suite(suite)
+    search = tuning.plan(
+        spec,
+        method,
+        task=task,
+        seeds=jobs.parse_seeds(seeds) if seeds is not None else tuning.SEEDS,
+        overrides=[jobs.parse_override(text) for text in settings],
+        budget_scale=budget_scale,
+    )
+    several = f"-{search.task.name}" if len(spec.tasks) > 1 else ""
+    folder = out or Path("reports/tuning") / f"{spec.name}{several}-{method}"
+    tuning.check(folder)
+    from bayes_bench import terminal
+
+    result = tuning.tune(
+        search,
+        folder,
+        trials=trials,
+        device=device,
+        threads=threads,
+        data_root=data_root,
+        allow_code=allow_code,
+        command=["bayes-bench", *sys.argv[1:]],
+        watch=terminal.failed_trial_line if quiet else terminal.trial_line,
+    )
+    if result.best and not quiet:
+        terminal.stdout().print(terminal.tuning_table(result))
+        click.echo(result.best)
+    click.echo(f"Trials: {folder / tuning.TABLE}")
+    if result.interrupted:
+        click.echo(f"Interrupted after {len(result.trials)} of {trials} trials; the same command continues.", err=True)
+    elif not result.best:
+        click.echo(f"All {len(result.trials)} trials failed; the first: {result.trials[0].error}", err=True)
+    return result.exit_code
+
+
+@cli.command(
+    cls=GroupedCommand,
+    epilog="""\b
+Examples:
+  bayes-bench run my-task.toml --methods hmc --out reports/runs/hmc
+  bayes-bench reference reports/runs/hmc hmc --out my-task.safetensors
+""",
+)
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("method")
+@click.option("--task", help="Which task; needed where the run has several for the method.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File, *.safetensors.")
+def reference(run_dir: Path, method: str, task: str | None, out: Path) -> None:
+    """Make a reference posterior of a long run.
+
+    Merges the stored predictions of all seeds of the finished jobs (RUN, METHOD) into one small file. A task whose
+    suite names the file (key `reference`) gets every method's distance to it: without training, by the same `run`
+    command again. Only a method that samples the posterior itself makes a reference: look at its diagnostics, and at
+    the distances between the two halves of its networks.
+    """
+    from bayes_bench import reference as references
+    from bayes_bench import terminal
+
+    made = references.make(run_dir, method, task, out)
+    console = terminal.stdout()
+    about, seeds = made.about, ", ".join(map(str, made.seeds))
+    click.echo(f"{about['task']}: {about['label']}, {about['networks']:,} networks of seeds {seeds}\n")
+    for table in terminal.reference_tables(made):
+        console.print(table)
+    for sentence in made.cautions():
+        click.echo(sentence, err=True)
+    click.echo(f"Reference: {out} ({out.stat().st_size / 1000:,.0f} kB)")
+
+
 def _print_results(run_dir: Path) -> None:
     from bayes_bench import terminal
 
@@ -372,14 +515,21 @@ def show(method: str) -> None:
     cls = registry.config_class(method)
     console = terminal.stdout()
     console.print(f"{method}  (from {registry.methods()[method].owner})\n", style="bold", markup=False)
-    console.print(getdoc(cls) or "", markup=False)
+    paragraphs = (getdoc(cls) or "").split("\n\n")
+    console.print("\n\n".join(" ".join(text.split()) for text in paragraphs), markup=False)
     if cls.reference:
         console.print(f"\nReference: {cls.reference}", markup=False)
-    rows = [[doc.name, doc.default, doc.allowed, doc.meaning, doc.source] for doc in registry.describe_settings(cls)]
+    docs = registry.describe_settings(cls)
+    rows = [
+        [doc.name, doc.default, doc.allowed, f"{doc.meaning} [{doc.source}]" if doc.source else doc.meaning]
+        for doc in docs
+    ]
     if rows:
         console.print()
-        console.print(terminal.table(["setting", "default", "allowed", "meaning", "source"], rows))
+        console.print(terminal.table(["setting", "default", "allowed", "meaning [source]"], rows, whole=1))
         console.print(f"Change one with: bayes-bench run --set {method}.{rows[0][0]}=VALUE", markup=False)
+    if tuned := [[doc.name, doc.tuned] for doc in docs if doc.tuned]:
+        console.print(terminal.table(["setting", f"what bayes-bench tune {method} SUITE tries"], tuned, whole=1))
 
 
 def _first_line(doc: str | None) -> str:

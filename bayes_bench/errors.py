@@ -35,6 +35,13 @@ class DivergenceError(BayesBenchError):
     exit_code = 1
 
 
+def named(error: Exception) -> str:
+    """Any exception as one line: ``DivergenceError: the loss is nan``."""
+    lines = str(error).strip().splitlines()
+    name = type(error).__name__
+    return f"{name}: {lines[0]}" if lines else name
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not in a registry: did-you-mean, and the whole list."""
     names = sorted(known)

@@ -35,13 +35,15 @@ class Examples:
         return Examples(self.x.to(device), self.y.to(device))
 
     def minibatches(
-        self, batch_size: int, rng: torch.Generator, networks: int | None = None
+        self, batch_size: int, rng: torch.Generator, networks: int | None = None, *, independent: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless shuffled minibatches; with ``networks``, every network has a shuffling of its own.
 
         Each pass over the data is a fresh permutation, and a batch that reaches the end of one goes on in
-        the next, so all batches have ``batch_size`` examples (also where that is more than N). ``rng`` is
-        a CPU generator, so the order is the same on every device.
+        the next, so all batches have ``batch_size`` examples (also where that is more than N). With
+        ``independent``, every example of every batch is instead drawn anew, with replacement: then the noise of
+        gradients has no memory, as the theory of stochastic-gradient samplers assumes. ``rng`` is a CPU generator,
+        so the order is the same on every device.
 
         Yields:
             x ``[B, ...]`` and y ``[B, ...]``, or with ``networks`` x ``[S, B, ...]`` and y ``[S, B, ...]``.
@@ -50,6 +52,8 @@ class Examples:
         n = len(self)
         queue = torch.empty(rows, 0, dtype=torch.int64)
         while True:
+            if independent:
+                queue = torch.randint(n, (rows, batch_size), generator=rng)
             while queue.shape[1] < batch_size:
                 order = torch.rand(rows, n, generator=rng).argsort(dim=1)
                 queue = torch.cat([queue, order], dim=1)

@@ -15,7 +15,8 @@ from bayes_bench.store import RECORD, canonical_hash, job_state, read_record, sa
 from bayes_bench.suite import MethodEntry, SuiteSpec, TaskSpec
 
 # Parts of a task that change no result by themselves: texts, hints, what a job resolves on its own (budget and
-# settings), and where the data come from: the checksum speaks for the data, so a moved file changes no key.
+# settings), where the data come from (the checksum speaks for the data, so a moved file changes no key), and what
+# results are only compared with.
 NOT_IN_KEY = {
     "title",
     "seconds_per_job",
@@ -25,6 +26,7 @@ NOT_IN_KEY = {
     "data",
     "ood",
     "validation_ood",
+    "reference",
 }
 MAX_SEEDS = 10_000
 

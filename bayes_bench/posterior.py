@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from bayes_bench.errors import DataError, DivergenceError, PluginError, UnsupportedNetworkError, UsageError
 from bayes_bench.examples import Examples, FitData
 from bayes_bench.likelihood import RESERVED, Likelihood
+from bayes_bench.machine import memory_gb
 from bayes_bench.predictive import (
     ClassPrediction,
     ClassReducer,
@@ -100,6 +101,12 @@ class WeightPosterior(ABC):
         """How many distinct networks the method can give; None is unlimited."""
         return None
 
+    def _check_fit(self, data: FitData, budget: int) -> None:  # noqa: B027 (optional)
+        """Refuse, before anything is trained, what would fail later: raise with one sentence that names the remedy.
+
+        The runner calls it for every job before the first one starts, and ``fit`` before ``_fit``.
+        """
+
     @abstractmethod
     def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
         """Train by driving ``loop``; all randomness comes from the CPU generator ``rng``."""
@@ -137,15 +144,14 @@ class WeightPosterior(ABC):
 
         Raises:
             DataError: the data do not fit the network or the likelihood.
-            UsageError: the budget is not positive or the device is not there.
+            UsageError: the budget is not positive or too small for the settings, or the device is not there.
+            UnsupportedNetworkError: the method cannot treat a layer of the network.
             DivergenceError: the loss or the weights became NaN or infinite.
         """
         if isinstance(data, tuple):
             data = FitData(Examples(*data))
-        if budget < 1:
-            raise UsageError(f"the budget must be at least 1 gradient evaluation, got {budget}")
         resolved = resolve_device(device)
-        self._check_data(data)
+        self.check_fit(data, budget)
         self.fitted = False  # a fit that fails leaves no half-trained posterior behind
         self._to_device(resolved)
         data = data.to(resolved)
@@ -159,6 +165,14 @@ class WeightPosterior(ABC):
             seconds=time.perf_counter() - started,
             parameters_stored=sum(value.numel() for value in self._state().values()),
         )
+
+    @final
+    def check_fit(self, data: FitData, budget: int) -> None:
+        """Whether ``fit`` could start: returns, or raises what ``fit`` would raise before training."""
+        if budget < 1:
+            raise UsageError(f"the budget must be at least 1 gradient evaluation, got {budget}")
+        self._check_data(data)
+        self._check_fit(data, budget)
 
     @final
     @torch.no_grad()
@@ -444,6 +458,26 @@ class WeightPosterior(ABC):
             scores["val_rmse"] = float(((values.mean - y) ** 2).mean().sqrt())
             scores["epistemic_std"] = float(values.epistemic_variance.mean().sqrt())
         return scores
+
+    @final
+    def require_memory(self, networks: int, remedy: str, *, copies: int = 1, what: str = "networks") -> None:
+        """Refuse to store more networks than half of the main memory holds; for ``_check_fit``.
+
+        Args:
+            copies: how many of each are held at once, at the most.
+            what: what is counted, where it is something else of a network's size.
+
+        Raises:
+            UsageError: with the sizes and ``remedy`` ("lower samples").
+        """
+        each = sum(value.numel() * value.element_size() for value in self.initial.values())
+        needed, there = networks * copies * each, memory_gb()
+        if there is not None and needed > there * 2**29:
+            often = f", {copies} copies of each at times," if copies > 1 else ""
+            raise UsageError(
+                f"{networks:,} {what} of {each / 2**20:.3g} MB{often} need {needed / 2**30:,.1f} GB; at most half "
+                f"of this machine's {there:g} GB may be used; {remedy}"
+            )
 
     @final
     def validation_cost(self, data: FitData, networks: int) -> float:

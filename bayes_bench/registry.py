@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bayes_bench.errors import PluginError, UsageError, unknown_name
-from bayes_bench.settings import MethodConfig, explain
+from bayes_bench.settings import MethodConfig, Range, Space, explain, search_space
 
 if TYPE_CHECKING:
     from bayes_bench.posterior import WeightPosterior
@@ -50,6 +50,7 @@ class SettingDoc:
     allowed: str
     meaning: str
     source: str
+    tuned: str = ""
 
 
 def methods() -> dict[str, RegisteredMethod]:
@@ -135,6 +136,7 @@ def resolve_config(name: str, settings: Mapping[str, Any]) -> MethodConfig:
 def describe_settings(cls: type[MethodConfig]) -> list[SettingDoc]:
     """The table that ``bayes-bench show METHOD`` prints: a row per setting, in the order of the class."""
     rows = []
+    spaces = search_space(cls)
     for name, info in cls.model_fields.items():
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
         default = info.get_default(call_default_factory=True, validated_data={})
@@ -145,6 +147,7 @@ def describe_settings(cls: type[MethodConfig]) -> list[SettingDoc]:
                 allowed=_allowed(info),
                 meaning=info.description or "",
                 source=str(extra.get("source", "")),
+                tuned=_tuned(spaces[name]) if name in spaces else "",
             )
         )
     return rows
@@ -199,7 +202,16 @@ def _plain(value: Any) -> str:
         return ", ".join(_plain(part) for part in value) or "none"
     if value is None:
         return "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def _tuned(space: Space) -> str:
+    """In words what tuning may try, e.g. ``0.001 to 0.01, logarithmic``, ``16 | 32 | 64``."""
+    if isinstance(space, Range):
+        return f"{space.low:g} to {space.high:g}" + ", logarithmic" * space.log
+    return " | ".join(_plain(choice) for choice in space)
 
 
 def _allowed(info: FieldInfo) -> str:

@@ -23,14 +23,15 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from bayes_bench import machine, registry, store
-from bayes_bench.errors import UsageError
+from bayes_bench import machine, reference, registry, store
+from bayes_bench.errors import BayesBenchError, DataError, UsageError, named
 from bayes_bench.jobs import Job, Observer, device_class, expected_seconds
 from bayes_bench.likelihood import RESERVED
-from bayes_bench.measure import measure
+from bayes_bench.measure import measure, measure_again
 from bayes_bench.posterior import WeightPosterior, WeightSamples, resolve_device
-from bayes_bench.suite import CustomNetworkSpec, SuiteSpec
+from bayes_bench.suite import REFERENCE_SUFFIX, CustomNetworkSpec, SuiteSpec
 from bayes_bench.tasks import Standardiser, Task, build_task
+from bayes_bench.training import FitSummary, Monitor
 
 NETWORKS = 100
 """Networks in a job's draw (fewer where the support is smaller); every metric speaks of these same networks."""
@@ -114,7 +115,9 @@ def run(
         observer: told about progress.
 
     Raises:
-        UsageError: no such device, tf32 without a GPU, a folder that cannot be written or is in use; nothing was run.
+        UsageError: no such device, tf32 without a GPU, a folder that cannot be written or is in use, a budget too small
+            for a method's settings, a reference that is missing or of another posterior; nothing was run.
+        UnsupportedNetworkError: a method cannot treat a task's network; nothing was run.
         DataError: data are missing or damaged; nothing was written.
         PluginError: a method is broken; nothing was written.
     """
@@ -128,12 +131,14 @@ def run(
     for method in {job.method for job in jobs}:
         registry.method_class(method)
     keyed = _keyed(jobs, run_dir, device_class(place.type, precision), data_root, allow_code)
+    _preflight(keyed)
+    _check_references(keyed, observer)
     counts = {"finished": 0, "failed": 0, "skipped": 0}
     interrupted = False
-    with store.locked(run_dir), _settled(place, precision):
+    with store.locked(run_dir), settled(place, precision):
         machine_facts = {**_machine(place), "precision": precision}
         _write_plan(run_dir, keyed, suites, command, machine_facts)
-        _warm_up()
+        warm_up()
         clock = _Clock(keyed)
         outdated = 0
         for number, item in enumerate(keyed, start=1):
@@ -144,13 +149,13 @@ def run(
                 if state.kind == "finished" and not fresh:
                     assert state.record is not None
                     outdated += state.record.get("code") != _code(item, allow_code)
-                    record, seconds = state.record, None
+                    record, seconds = _with_reference_of(item, state.record, observer), None
                     counts["skipped"] += 1
                     clock.skip(item)
                 else:
                     started = time.perf_counter()
                     observer.started(item.job, number, len(keyed), clock.begin(item))
-                    with _threads(threads or default_threads(item.task)):
+                    with limited_threads(threads or default_threads(item.task)):
                         record = execute(item, place, machine_facts, allow_code, _Monitor(item.job, observer, clock))
                     seconds = time.perf_counter() - started
                     counts["finished" if record["status"] == "ok" else "failed"] += 1
@@ -165,6 +170,81 @@ def run(
             )
         path = report.write(run_dir)
     return RunResult(run_dir, **counts, total=len(keyed), interrupted=interrupted, report=path)
+
+
+def _preflight(keyed: Sequence[Keyed]) -> None:
+    """What methods would refuse is refused before the first job trains: all of it at once.
+
+    Raises:
+        BayesBenchError: of the type of the first refusal.
+    """
+    answers: dict[str, BayesBenchError | None] = {}
+    refused: dict[tuple[str, str], BayesBenchError] = {}
+    for item in keyed:
+        if item.variant not in answers:
+            answers[item.variant] = _refusal(item)
+        if error := answers[item.variant]:
+            refused.setdefault((item.job.task.name, item.job.label), error)
+    if not refused:
+        return
+    sentences: dict[str, str] = {}
+    for (task, label), error in refused.items():
+        sentences.setdefault(str(error), f"{task}/{label}: {error}")
+    unfit = {label for _, label in refused}
+    others = [label for label in dict.fromkeys(item.job.label for item in keyed) if label not in unfit]
+    remedy = f" (without {', '.join(sorted(unfit))}: --methods {','.join(others)})" if others else ""
+    first = next(iter(refused.values()))
+    raise type(first)("; ".join(sentences.values()) + remedy) from first
+
+
+def _refusal(item: Keyed) -> BayesBenchError | None:
+    try:
+        build_posterior(item.job, item.task).check_fit(item.task.fit_data, item.job.budget)
+    except BayesBenchError as error:
+        return error
+    except Exception:
+        return None  # a mistake in the method: its job will fail and be a row of the report
+    return None
+
+
+def _check_references(keyed: Sequence[Keyed], observer: Observer) -> None:
+    """What a task names as its reference must be one of its posterior, and is looked at before the first job trains.
+
+    A shipped reference may differ in the data alone where an installation renders or reads them differently: then
+    its metrics are n/a and the run goes on.
+    """
+    for task in {item.job.task.model_dump_json(): item.task for item in keyed}.values():
+        name = task.spec.reference
+        if name is None:
+            continue
+        fields = task_fields(task)
+        try:
+            found = reference.load(name)
+            shipped_elsewhere = not name.endswith(REFERENCE_SUFFIX) and reference.differences(found, fields) == ["data"]
+            if not shipped_elsewhere:
+                reference.check(found, fields)
+        except (UsageError, DataError) as error:
+            raise type(error)(
+                f"task {task.spec.name!r}: {error}; make it with a run without the task's key 'reference', then: "
+                f"bayes-bench reference RUN METHOD --task {task.spec.name} --out FILE"
+            ) from error
+        if shipped_elsewhere:
+            observer.message(
+                f"task {task.spec.name!r}: no distances to the reference {name!r}, whose data are not exactly those of "
+                "this installation"
+            )
+
+
+def _with_reference_of(item: Keyed, record: dict[str, Any], observer: Observer) -> dict[str, Any]:
+    """The record of a finished job, measured anew where its task now names another reference."""
+    name = item.job.task.reference
+    if record["task_spec"].get("reference") == name:
+        return record
+    try:
+        return measure_again(item.folder, record | {"task_spec": record["task_spec"] | {"reference": name}})
+    except DataError as error:
+        observer.message(f"{item.job.name} is not compared with the reference {name!r}: {error}")
+        return record
 
 
 def build_tasks(jobs: Sequence[Job], data_root: Path | None = None, allow_code: Sequence[Path] = ()) -> dict[str, Task]:
@@ -219,9 +299,7 @@ def execute(
             record |= measure(predictions, record) | {"status": "ok"}
         except Exception as error:
             # Any exception of a method or a metric: this row fails, the other jobs go on.
-            reason = str(error).strip().splitlines()
-            name = type(error).__name__
-            record["error"] = f"{name}: {reason[0]}" if reason else name
+            record["error"] = named(error)
             log.append(traceback.format_exc().rstrip())
             predictions = posterior = None
     log += [f"warning: {warning.category.__name__}: {warning.message}" for warning in caught]
@@ -246,16 +324,7 @@ def _fit_and_predict(
     own_peak = machine.reset_peak_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    posterior = registry.method_class(job.method)(
-        task.build_network(derived_seed(job.seed, "network")),
-        task.likelihood,
-        task.prior,
-        registry.resolve_config(job.method, job.config),
-    )
-    fit = posterior.fit(
-        task.fit_data, budget=job.budget, seed=derived_seed(job.seed, "fit"), device=device, monitor=monitor
-    )
-    weights = posterior.sample(NETWORKS, seed=derived_seed(job.seed, "sample"))
+    posterior, fit, weights = fit_and_draw(job, task, device, monitor)
     networks = len(next(iter(weights.values())))
     predictions = predict_task(posterior, weights, task)
     grams, layer_sizes = gram_matrices(posterior.network, weights)
@@ -283,6 +352,7 @@ def _fit_and_predict(
             "steps": fit.steps,
             "stopped": fit.stopped,
             "history": fit.history,
+            "diagnostics": fit.diagnostics,
             "notes": list(fit.notes),
         },
         "cost": cost,
@@ -290,6 +360,26 @@ def _fit_and_predict(
         "weight_sizes": layer_sizes | {"all": sum(_size(w) for name, w in weights.items() if _is_weight(name))},
     }
     return posterior, measured, predictions
+
+
+def build_posterior(job: Job, task: Task) -> WeightPosterior:
+    """The job's posterior, not fitted yet."""
+    return registry.method_class(job.method)(
+        task.build_network(derived_seed(job.seed, "network")),
+        task.likelihood,
+        task.prior,
+        registry.resolve_config(job.method, job.config),
+    )
+
+
+def fit_and_draw(
+    job: Job, task: Task, device: torch.device, monitor: Monitor | None = None
+) -> tuple[WeightPosterior, FitSummary, WeightSamples]:
+    """A fitted posterior, what the fit cost, and the one draw that every metric of the job speaks of."""
+    posterior = build_posterior(job, task)
+    seed = derived_seed(job.seed, "fit")
+    fit = posterior.fit(task.fit_data, budget=job.budget, seed=seed, device=device, monitor=monitor)
+    return posterior, fit, posterior.sample(NETWORKS, seed=derived_seed(job.seed, "sample"))
 
 
 def predict_task(posterior: WeightPosterior, weights: WeightSamples, task: Task) -> dict[str, np.ndarray]:
@@ -312,13 +402,13 @@ def predict_task(posterior: WeightPosterior, weights: WeightSamples, task: Task)
     if task.likelihood.kind == "classification":
         for name, x in sets.items():
             found[f"{name}/mean_intensity"] = x.flatten(1).double().mean(1).float().numpy()
-    found["test/y"] = _raw_targets(task.test.y, units)
+    found["test/y"] = raw_targets(task.test.y, units)
     if task.fit_data.validation:
-        found["validation/y"] = _raw_targets(task.fit_data.validation.y, units)
+        found["validation/y"] = raw_targets(task.fit_data.validation.y, units)
     if task.curve_x is not None:
         found["curve/x"] = _raw_inputs(task.curve_x, units)
         found["train/x"] = _raw_inputs(task.fit_data.train.x, units)
-        found["train/y"] = _raw_targets(task.fit_data.train.y, units)[:, 0]
+        found["train/y"] = raw_targets(task.fit_data.train.y, units)[:, 0]
     return found
 
 
@@ -430,7 +520,8 @@ def _time_prediction(posterior: WeightPosterior, weights: WeightSamples, x: Tens
     return statistics.median(seconds) * 1000 / len(x)
 
 
-def _raw_targets(y: Tensor, units: Standardiser) -> np.ndarray:
+def raw_targets(y: Tensor, units: Standardiser) -> np.ndarray:
+    """Targets as the task's metrics need them: class indices, or standardised values back in their own units."""
     if units.y_mean.size == 0:
         return y.numpy()
     return np.asarray(y.double().numpy() * units.y_std + units.y_mean, dtype=np.float32)
@@ -449,9 +540,6 @@ def _record_before(
 ) -> dict[str, Any]:
     """A record with all that is known before training; as it is, the record of a failure."""
     job, task = item.job, item.task
-    network = task.build_network(derived_seed(job.seed, "network"))
-    validation = task.fit_data.validation
-    units = task.standardiser
     return {
         "format": store.FORMAT,
         "key": item.key,
@@ -474,13 +562,32 @@ def _record_before(
         "fit": None,
         "cost": None,
         "networks": None,
+        **task_fields(task),
+        "weight_layers": [],
+        "weight_sizes": {},
+        "metrics": [],
+        "alarms": [],
+        "reference": None,
+        "code": _code(item, allow_code),
+        "versions": machine.versions(registry.methods()[job.method].owner),
+        "machine": {**machine_facts, "threads": torch.get_num_threads()},
+        "started": started.isoformat(timespec="seconds"),
+        "finished": None,
+        "files": {},
+    }
+
+
+def task_fields(task: Task) -> dict[str, Any]:
+    """What a record says of its task alone."""
+    validation = task.fit_data.validation
+    return {
         "likelihood": repr(task.likelihood),
         "prior": asdict(task.prior),
         "network": {
-            "spec": job.task.network.model_dump(mode="json"),
+            "spec": task.spec.network.model_dump(mode="json"),
             "input_shape": list(task.test.x.shape[1:]),
             "outputs": task.likelihood.output_width,
-            "parameters": sum(p.numel() for p in network.parameters()),
+            "parameters": sum(p.numel() for p in task.build_network(0).parameters()),
         },
         "data": {
             "checksum": task.checksum,
@@ -493,19 +600,9 @@ def _record_before(
             "validation_ood": {name: len(x) for name, x in task.validation_ood.items()},
             "missing_ood": dict(task.missing_ood),
             "notes": list(task.notes),
-            "standardiser": {name: value.tolist() for name, value in vars(units).items()},
+            "standardiser": {name: value.tolist() for name, value in vars(task.standardiser).items()},
         },
-        "task_spec": job.task.model_dump(mode="json"),
-        "weight_layers": [],
-        "weight_sizes": {},
-        "metrics": [],
-        "alarms": [],
-        "code": _code(item, allow_code),
-        "versions": machine.versions(registry.methods()[job.method].owner),
-        "machine": {**machine_facts, "threads": torch.get_num_threads()},
-        "started": started.isoformat(timespec="seconds"),
-        "finished": None,
-        "files": {},
+        "task_spec": task.spec.model_dump(mode="json"),
     }
 
 
@@ -589,7 +686,7 @@ def _code(item: Keyed, allow_code: Sequence[Path]) -> dict[str, str]:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def limited_threads(number: int) -> Iterator[None]:
     """CPU threads of PyTorch and of NumPy's linear algebra; both are put back afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
@@ -601,7 +698,7 @@ def _threads(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def _settled(device: torch.device, precision: str = "float32") -> Iterator[None]:
+def settled(device: torch.device, precision: str = "float32") -> Iterator[None]:
     """Determinism and precision for the run; the caller's settings are put back afterwards."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -621,7 +718,7 @@ def _settled(device: torch.device, precision: str = "float32") -> Iterator[None]
             place.fp32_precision = value
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """PyTorch imports its compiler at the first optimiser step, a second that no job should pay for."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.Adam([parameter])

@@ -294,8 +294,12 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     return content
 
 
-def check_run_dir(run_dir: Path) -> None:
+def check_run_dir(run_dir: Path, marker: str = RUN, kind: str = "run") -> None:
     """Is ``run_dir`` a run folder, or can one be made there? Creates nothing.
+
+    Args:
+        marker: the file that tells such a folder from others.
+        kind: what the folder is of, for the sentence.
 
     Raises:
         UsageError: it is a file, another kind of folder that is not empty, or not writable.
@@ -305,11 +309,12 @@ def check_run_dir(run_dir: Path) -> None:
         raise UsageError(f"cannot write to {run_dir}: {existing} is a file; choose another --out")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write to {run_dir}: no permission for {existing}; choose another --out")
-    if existing == run_dir.absolute() and not (run_dir / RUN).exists():
+    if existing == run_dir.absolute() and not (run_dir / marker).exists():
         foreign = [path.name for path in run_dir.iterdir() if path.name not in (LOCK, "jobs")]
         if foreign:
             raise UsageError(
-                f"{run_dir} is not empty and not a run folder (it holds {sorted(foreign)[0]!r}); choose another --out"
+                f"{run_dir} is not empty and not a {kind} folder (it holds {sorted(foreign)[0]!r}); "
+                "choose another --out"
             )
 
 

@@ -6,6 +6,7 @@ checked here as far as it needs no data; ``bayes_bench.tasks`` turns a ``TaskSpe
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from bayes_bench.errors import UsageError, unknown_name
 from bayes_bench.settings import Settings, explain, setting
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # also a safe file name
+REFERENCE_SUFFIX = ".safetensors"
 Activation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu"]
 
 
@@ -142,9 +144,19 @@ class TaskSpec(Settings):
     ood: tuple[OODSpec, ...] = setting((), "reported out-of-distribution sets; never used for tuning")
     validation_ood: tuple[OODSpec, ...] = setting((), "out-of-distribution sets that tuning may use")
     curve: CurveSpec | None = None
+    reference: str | None = setting(
+        None, "predictions of the true posterior to measure distances to: a shipped one's name, or a file"
+    )
     settings: dict[str, dict[str, Any]] = setting({}, "settings per method for this task, below those of --set")
     seconds_per_job: float | None = setting(None, "expected time of one job on 2 CPU cores, in seconds", gt=0)
     megabytes_per_job: float | None = setting(None, "expected disk use of one job, in MB", gt=0)
+
+    @field_validator("reference")
+    @classmethod
+    def _name_or_file(cls, value: str | None) -> str | None:
+        if value is not None and not value.endswith(REFERENCE_SUFFIX) and not re.match(NAME_PATTERN, value):
+            raise ValueError(f"a reference is the name of a shipped one or a file that ends in {REFERENCE_SUFFIX}")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskSpec:
@@ -199,6 +211,19 @@ def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(suite_folder().glob("*.toml"))}
 
 
+def reference_folder() -> Path:
+    """The folder of the references that come with the package (in a checkout: ``benchmarks/references/``)."""
+    shipped = Path(str(resources.files("bayes_bench"))) / "references"
+    return shipped if shipped.is_dir() else suite_folder() / "references"
+
+
+def reference_path(name_or_path: str) -> Path:
+    """The file that a task's ``reference`` means; a name is that of a shipped one."""
+    if name_or_path.endswith(REFERENCE_SUFFIX):
+        return Path(name_or_path)
+    return reference_folder() / f"{name_or_path}{REFERENCE_SUFFIX}"
+
+
 def load_suite(name_or_path: str) -> SuiteSpec:
     """A shipped suite by its name, or a user's own by the path of its TOML file.
 
@@ -234,9 +259,10 @@ def load_suite(name_or_path: str) -> SuiteSpec:
 
 
 def _with_absolute_paths(value: Any, folder: Path) -> Any:
-    """The content of a suite's file with the files that data sources name made absolute.
+    """The content of a suite's file with the files that data sources and tasks name made absolute.
 
-    By convention such options are called ``path`` or end in ``_path``; a relative one counts from ``folder``.
+    By convention such options of a source are called ``path`` or end in ``_path``; a relative one counts from
+    ``folder``. Of a task it is ``reference``, where it is a file.
     """
     if isinstance(value, list):
         return [_with_absolute_paths(item, folder) for item in value]
@@ -244,7 +270,13 @@ def _with_absolute_paths(value: Any, folder: Path) -> Any:
         return value
     return {
         key: str(folder / Path(item).expanduser())
-        if isinstance(item, str) and "source" in value and (key == "path" or key.endswith("_path"))
+        if isinstance(item, str) and _names_file(key, item, value)
         else _with_absolute_paths(item, folder)
         for key, item in value.items()
     }
+
+
+def _names_file(key: str, item: str, table: dict[str, Any]) -> bool:
+    if "source" in table:
+        return key == "path" or key.endswith("_path")
+    return key == "reference" and "network" in table and item.endswith(REFERENCE_SUFFIX)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from rich import box
 from rich.console import Console
@@ -16,6 +16,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from bayes_bench.jobs import Job, Observer, expected_seconds, find_finished
+from bayes_bench.tuning import Result, Trial, plain
+
+if TYPE_CHECKING:
+    from bayes_bench.reference import Reference
 
 PIPE_WIDTH = 160
 """Columns of tables that do not go to a terminal, where nothing is gained by folding them."""
@@ -37,6 +41,14 @@ HEADLINES: dict[str, tuple[tuple[str, str, float, int | None], ...]] = {
         ("fit_seconds", "fit s", 1, None),
     ),
 }
+TUNING_HEADLINES = (
+    ("val_ood_auroc", "AUROC", 1, 4),
+    ("val_accuracy", "accuracy %", 100, 2),
+    ("val_rmse", "RMSE", 1, None),
+    ("val_nll", "NLL", 1, 4),
+    ("fit_seconds", "fit s", 1, None),
+)
+BEST_TRIALS = 5
 
 
 def stdout() -> Console:
@@ -193,11 +205,16 @@ def progress(quiet: bool) -> PlainProgress:
 # Tables ---------------------------------------------------------------------------------------------------
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers_from: int = 99) -> Table:
-    """A table of plain texts; columns from ``numbers_from`` on are aligned to the right."""
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers_from: int = 99, whole: int = 0
+) -> Table:
+    """A table of plain texts; columns from ``numbers_from`` on are aligned to the right, the first ``whole`` ones are
+    never broken: what they hold is to be copied.
+    """
     made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     for index, header in enumerate(headers):
-        made.add_column(escape(header), justify="right" if index >= numbers_from else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if index >= numbers_from else "left"
+        made.add_column(escape(header), justify=justify, overflow="fold", no_wrap=index < whole)
     for row in rows:
         made.add_row(*(escape(cell) for cell in row))
     return made
@@ -244,6 +261,19 @@ def _mean_and_std(entry: Mapping[Any, Any] | None, factor: float, decimals: int 
     return mean if math.isnan(entry["std"]) else f"{mean} ± {number(entry['std'], factor, decimals)}"
 
 
+def reference_tables(made: Reference) -> list[Table]:
+    """What a reference holds, what its method says of its fit, and how far its two halves are apart."""
+    holds = [[name, " × ".join(map(str, array.shape))] for name, array in sorted(made.arrays.items())]
+    tables = [table(["array", "shape"], holds)]
+    if diagnostics := made.diagnostics:
+        rows = [[name, f"{low:.4g}", f"{high:.4g}"] for name, (low, high) in diagnostics.items()]
+        tables.append(table(["diagnostic of the jobs", "lowest", "highest"], rows, numbers_from=1))
+    if resolution := made.about["resolution"]:
+        rows = [[name, f"{value:.4g}"] for name, value in resolution.items()]
+        tables.append(table(["between two halves of its networks", ""], rows, numbers_from=1))
+    return tables
+
+
 def plan_table(jobs: Sequence[Job], run_dir: Path, device: str, fresh: bool) -> tuple[Table, str]:
     """What a run would do, and a sentence with the expected time and disk space. Trains and writes nothing."""
     groups: dict[tuple[str, str, str], list[Job]] = {}
@@ -276,3 +306,45 @@ def plan_table(jobs: Sequence[Job], run_dir: Path, device: str, fresh: bool) -> 
         f"disk: {disk}"
     )
     return table(headers, rows, numbers_from=4), sentence
+
+
+# Tuning ---------------------------------------------------------------------------------------------------
+
+
+def trial_line(result: Result, trial: Trial, seconds_left: float) -> None:
+    """A line on stderr for a trial that has just finished."""
+    shown = trial.error or ", ".join(
+        f"{header} {number(trial.scores[name], factor, decimals)}"
+        for name, header, factor, decimals in TUNING_HEADLINES
+        if name in trial.scores
+    )
+    ranked = result.rule.ranked(result.trials)
+    best = f"; best: trial {ranked[0].number}" if ranked else ""
+    left = f" ({duration(seconds_left)} left)" if seconds_left else ""
+    what = f"trial {trial.number}" + " (current settings)" * (trial.number == 0)
+    print(f"[{len(result.trials)}/{result.wanted}] {what}: {shown}{best}{left}", file=sys.stderr, flush=True)
+
+
+def failed_trial_line(result: Result, trial: Trial, seconds_left: float) -> None:
+    """``--quiet``: only what went wrong."""
+    if trial.error:
+        trial_line(result, trial, 0.0)
+
+
+def tuning_table(result: Result) -> Table:
+    """The best trials by the rule, and the current settings wherever they rank."""
+    ranked = result.rule.ranked(result.trials)
+    shown = ranked[:BEST_TRIALS] + [trial for trial in ranked[BEST_TRIALS:] if trial.number == 0]
+    columns = [column for column in TUNING_HEADLINES if shown and column[0] in shown[0].scores]
+    rows = [
+        [
+            "current" if trial.number == 0 else str(trial.number),
+            *(number(trial.scores[name], factor, decimals) for name, _, factor, decimals in columns),
+            ", ".join(f"{name}={plain(value)}" for name, value in trial.settings.items()),
+        ]
+        for trial in shown
+    ]
+    failed = len(result.trials) - len(ranked)
+    title = f"{len(result.trials)} trials" + (f", {failed} failed" if failed else "") + f"; {result.rule}"
+    headers = ["trial", *(header for _, header, _, _ in columns), "settings"]
+    return table(headers, rows, title=title)

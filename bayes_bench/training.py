@@ -58,6 +58,7 @@ class FitSummary:
         budget, spent: network-example gradient evaluations allowed and used.
         stopped: ``"budget"``, or ``"early"`` where validation stopped improving.
         history: one row per validation, ``evaluations`` and the numbers seen then.
+        diagnostics: what the method says about its own fit (effective sample size, acceptance rate, ...).
         parameters_stored: numbers that the fitted posterior keeps.
     """
 
@@ -69,6 +70,7 @@ class FitSummary:
     history: list[dict[str, float]]
     notes: tuple[str, ...]
     parameters_stored: int
+    diagnostics: dict[str, float]
 
     @property
     def unspent(self) -> float:
@@ -85,6 +87,7 @@ class TrainingLoop:
         self.stopped: Literal["budget", "early"] = "budget"
         self.history: list[dict[str, float]] = []
         self.notes: list[str] = []
+        self.diagnostics: dict[str, float] = {}
         self._monitor = monitor
 
     @property
@@ -95,6 +98,13 @@ class TrainingLoop:
     def note(self, sentence: str) -> None:
         """Something a reader of the record should know."""
         self.notes.append(sentence)
+
+    def diagnose(self, **numbers: float) -> None:
+        """Numbers about the fit itself that belong into the record, e.g. ``loop.diagnose(acceptance=0.8)``.
+
+        They are for readers and cost no budget, as the evaluation on test data does not. Not finite: left out.
+        """
+        self.diagnostics |= {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
     def charge(self, evaluations: float) -> None:
         """Pay for network evaluations outside of ``run``.
@@ -115,6 +125,8 @@ class TrainingLoop:
         state: Mapping[str, HasState],
         *,
         cost: float,
+        steps: int | None = None,
+        leave: float = 0.0,
         schedule: Callable[[float], None] | None = None,
         validate: Callable[[], Mapping[str, float]] | None = None,
         validation_cost: float = 0.0,
@@ -122,16 +134,18 @@ class TrainingLoop:
         keep_best: bool = False,
         patience: int | None = None,
     ) -> None:
-        """Call ``step`` until the budget is spent.
+        """Call ``step`` until the budget is spent, or ``steps`` times.
 
         Args:
             step: one update; returns scalar tensors to report, of which ``"loss"`` is guarded.
             state: the named modules and optimisers, all that a snapshot must hold.
-            cost: gradient evaluations per step.
-            schedule: called before each step with the share of the budget spent, e.g. to set learning rates.
-            validate: called ``validations`` times (fewer where they would take more than a fifth of the budget),
-                evenly over the budget, and at its end; its numbers go to the history, and ``"val_nll"`` (lower is
-                better) decides what the best snapshot is.
+            cost: gradient evaluations per step; 0 only together with ``steps``.
+            steps: how many steps, where the budget is not what ends this part of a fit.
+            leave: gradient evaluations of the budget that later parts of the fit need.
+            schedule: called before each step with the share of this run that is done, e.g. to set learning rates.
+            validate: called ``validations`` times (without ``steps`` fewer, where they would take more than a fifth of
+                the budget), evenly over the run, and at its end; its numbers go to the history, and ``"val_nll"``
+                (lower is better) decides what the best snapshot is.
             validation_cost: gradient evaluations of one call of ``validate``.
             keep_best: end with the snapshot of the best ``val_nll`` rather than the last.
             patience: stop after that many validations without a better ``val_nll``; None never stops early.
@@ -141,19 +155,21 @@ class TrainingLoop:
             DivergenceError: the loss is NaN or infinite.
         """
         reserve = validation_cost if validate else 0.0
-        if self.spent + cost + reserve > self.budget:
-            self.charge(cost + reserve)
-        start, checks, best, best_state, stale = self.spent, 0, math.inf, None, 0
-        span = self.budget - start
-        if reserve:
+        limit = self.budget - leave
+        if self.spent + cost + reserve > limit:
+            self.charge(cost + reserve + leave)
+        start, done, checks, best, best_state, stale = self.spent, 0, 0, math.inf, None, 0
+        span = limit - start
+        if reserve and steps is None:
             validations = max(1, min(validations, int(VALIDATION_SHARE * span / reserve)))
         latest: Mapping[str, Tensor] = {}
         while True:
-            last = self.spent + cost + reserve > self.budget
-            due = self.spent - start >= span * (checks + 1) / validations
+            last = self.spent + cost + reserve > limit or done == steps
+            progress = (self.spent - start) / span if steps is None else done / steps
+            due = progress >= (checks + 1) / validations
             # One on the way must leave enough for another step and the validation at the end.
-            if validate and (last or (due and self.spent + cost + 2 * reserve <= self.budget)):
-                checks = int((self.spent - start) * validations / span)
+            if validate and (last or (due and self.spent + cost + 2 * reserve <= limit)):
+                checks = int(progress * validations)
                 row = {"evaluations": self.spent, **_numbers(latest), **validate()}
                 self._spend(reserve)
                 self.history.append(row)
@@ -170,10 +186,11 @@ class TrainingLoop:
             if last:
                 break
             if schedule:
-                schedule((self.spent - start) / span)
+                schedule(progress)
             latest = step()
             self._spend(cost)
             self.steps += 1
+            done += 1
             if self.steps % GUARD_EVERY == 0:
                 numbers = _numbers(latest)
                 self._guard(numbers)
@@ -196,7 +213,8 @@ class TrainingLoop:
         for name, value, bad in (("loss", loss, not math.isfinite(loss)), ("val_nll", score, math.isnan(score))):
             if bad:
                 raise DivergenceError(
-                    f"training diverged: {name} is {value} after {self.steps:,} steps; lower the learning rate"
+                    f"training diverged: {name} is {value} after {self.steps:,} steps; "
+                    "lower the learning rate or step size"
                 )
 
     def summary(self, *, seconds: float, parameters_stored: int) -> FitSummary:
@@ -209,6 +227,7 @@ class TrainingLoop:
             history=self.history,
             notes=tuple(self.notes),
             parameters_stored=parameters_stored,
+            diagnostics=self.diagnostics,
         )
 
 

@@ -8,7 +8,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bayes_bench import DivergenceError, FitData, MethodConfig, TrainingLoop, WeightPosterior, WeightSamples, setting
+from bayes_bench import (
+    DivergenceError,
+    FitData,
+    MethodConfig,
+    TrainingLoop,
+    UnsupportedNetworkError,
+    UsageError,
+    WeightPosterior,
+    WeightSamples,
+    setting,
+)
 
 
 class TinyConfig(MethodConfig):
@@ -26,8 +36,18 @@ class Tiny(WeightPosterior):
     Config = TinyConfig
     uses_prior = False
 
+    def _check_fit(self, data: FitData, budget: int) -> None:
+        match getattr(self.config, "trouble", ""):
+            case "refuse":
+                raise UnsupportedNetworkError("tiny cannot treat layer '1'; freeze it")
+            case "refuse by budget":
+                raise UsageError("tiny needs a budget of 7")
+            case "check crashes":
+                raise ZeroDivisionError("division by zero")
+
     def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
         loop.charge(loop.budget / 2)
+        loop.diagnose(answer=42.0, unknown=float("nan"))
         if loop._monitor:
             loop._monitor.progress(loop.spent, loop.budget, {"loss": 1.0})
         match self.config.trouble:

@@ -235,7 +235,12 @@ def make_job(
         "networks": drawn,
         "likelihood": "Categorical(10)" if kind == "classification" else "Gaussian(noise_std=3.0, dimensions=1)",
         "prior": {"std": 1.0, "scaling": "none"},
-        "network": {"spec": spec["network"], "parameters": 5418},
+        "network": {
+            "spec": spec["network"],
+            "input_shape": [1, 8, 8] if kind == "classification" else [1],
+            "outputs": 10 if kind == "classification" else 1,
+            "parameters": 5418,
+        },
         "data": {
             "checksum": store.canonical_hash(spec["data"]),
             "n_train": 800 if kind == "classification" else 20,

@@ -95,9 +95,14 @@ def separate(*arguments: str, **environment: str) -> subprocess.CompletedProcess
         (["run", "--set", "hypergan.learning_rate=fast"], 2),
         (["run", "--seeds", "x"], 2),
         (["run", "--out", __file__], 2),
+        (["tune", "--help"], 0),
+        (["tune", "mapp", "cubic"], 2),
+        (["tune", "map", "cubic", "--seeds", "0"], 2),
+        (["tune", "map", "cubic", "--out", __file__], 2),
         (["report", "."], 2),
         (["predict", ".", "map", __file__], 2),
         (["check", "hypergann"], 2),
+        (["reference", ".", "map", "--out", "x.safetensors"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -138,6 +143,8 @@ def test_lists_and_show(call) -> None:
     assert "For tests only." in shown
     assert "number > 0" in shown
     assert "made up" in shown
+    assert "bayes-bench tune" not in shown
+    assert "0.001 to 0.01, logarithmic" in call("show", "map").out
 
 
 def test_a_broken_plugin_is_listed_as_broken(call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +188,14 @@ def test_a_broken_plugin_is_listed_as_broken(call, monkeypatch: pytest.MonkeyPat
         (["run", "--out", "file/run"], "is a file"),
         (["run", "--out", "full"], "not a run folder"),
         (["run", "--allow-code", "nix.py"], "nix.py"),
+        (["tune", "map"], "Missing argument"),
+        (["tune", "tinny", "cubic"], "did you mean 'tiny'"),
+        (["tune", "tiny", "cubic"], "'tiny' declares nothing to tune"),
+        (["tune", "map", "cubic", "--trials", "0"], "--trials"),
+        (["tune", "map", "cubic", "--seeds", "2,100"], "2 is a seed of the suite 'cubic'"),
+        (["tune", "map", "cubic", "--task", "cubik"], "did you mean 'cubic'"),
+        (["tune", "map", "cubic", "--set", "map.batch_sise=4"], "did you mean 'batch_size'"),
+        (["tune", "map", "cubic", "--out", "full"], "not a tuning folder"),
         (["list", "nothing"], "nothing"),
         (["list"], "methods"),
         (["show", "tinny"], "did you mean 'tiny'"),
@@ -189,6 +204,9 @@ def test_a_broken_plugin_is_listed_as_broken(call, monkeypatch: pytest.MonkeyPat
         (["predict", "nowhere", "tiny"], "Missing argument"),
         (["predict", "nowhere", "tiny", "file", "--out", "no/where.csv"], "no folder no"),
         (["check", "tinny"], "did you mean 'tiny'"),
+        (["reference", "nowhere", "tiny", "--out", "x.safetensors"], "not a run folder"),
+        (["reference", "nowhere", "tiny", "--out", "x.npz"], "a reference is a file *.safetensors, got x.npz"),
+        (["reference", "nowhere", "tiny"], "--out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -289,6 +307,34 @@ def test_a_run_from_start_to_page_and_its_continuation(call, suite_file: str, tm
     assert rendered.code == 0
     assert "measured 4 jobs anew" in rendered.err
     assert (run_dir / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_a_reference_from_a_long_run_to_the_page(call, suite_file: str, tmp_path: Path) -> None:
+    assert call("run", suite_file, "--quiet").code == 0
+    made = call("reference", "reports/runs/my", "tiny", "--out", "curve.safetensors")
+    assert made.code == 0, made.err
+    assert "curve: tiny, 200 networks of seeds 0, 1" in made.out
+    assert "curve/mean 200 × 7 × 1" in " ".join(made.out.split())
+    assert "reference_tv/outside" in made.out
+    assert "Reference: curve.safetensors" in made.out
+    assert "tiny ignores the prior" in made.err
+    named = (tmp_path / suite_file).read_text().replace("[[tasks]]", '[[tasks]]\nreference = "curve.safetensors"')
+    (tmp_path / suite_file).write_text(named)
+    again = call("run", suite_file, "--quiet")
+    assert again.code == 0, again.err
+    records = [record for _, record in store.read_records(Path("reports/runs/my"))[0]]
+    assert all(record["reference"]["label"] == "tiny" for record in records)
+    page = (tmp_path / "reports/runs/my/report.html").read_text(encoding="utf-8")
+    assert "Distance to the reference posterior" in page
+    # The file that a task names is looked at before anything is run.
+    (tmp_path / suite_file).write_text(named.replace("noise_std = 3.0", "noise_std = 2.0"))
+    refused = call("run", suite_file, "--out", "other")
+    assert refused.code == 2
+    assert "is of another posterior: likelihood differs; make it with a run without" in refused.err
+    assert "bayes-bench reference RUN METHOD --task curve --out FILE" in refused.err
+    (tmp_path / "curve.safetensors").unlink()
+    assert "curve.safetensors does not exist; make it" in call("run", suite_file, "--out", "other").err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_failed_job_is_said_and_in_the_exit_code(call, suite_file: str) -> None:

@@ -92,6 +92,7 @@ def test_the_key_changes_with_what_changes_results(changes: dict[str, Any]) -> N
     [
         {"title": "another title"},
         {"seconds_per_job": 3.0, "megabytes_per_job": 4.0},
+        {"reference": "long-run.safetensors"},
         {"settings": {"pair": {}, "map": {"batch_size": 7}}},  # of other methods
         {"settings": {"tiny": {"scale": 0.1}}},  # the default, said aloud
     ],

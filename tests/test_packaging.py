@@ -51,6 +51,8 @@ def test_the_wheel_holds_what_it_should(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for suite in (ROOT / "benchmarks").glob("*.toml"):
         assert f"bayes_bench/suites/{suite.name}" in names
+    for reference in (ROOT / "benchmarks" / "references").iterdir():
+        assert f"bayes_bench/references/{reference.name}" in names
     for source in [*(ROOT / "bayes_bench").rglob("*"), *(ROOT / "baselines" / "bayes_bench_baselines").rglob("*.py")]:
         if source.is_file() and "__pycache__" not in source.parts:
             base = ROOT / "baselines" if "baselines" in source.relative_to(ROOT).parts[0] else ROOT

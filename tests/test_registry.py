@@ -9,7 +9,7 @@ from fake_methods import PairConfig, Tiny, TinyConfig
 
 from bayes_bench import registry
 from bayes_bench.errors import PluginError, UsageError
-from bayes_bench.settings import MethodConfig, setting
+from bayes_bench.settings import MethodConfig, Range, setting
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,15 @@ def test_settings_are_described() -> None:
     class Documented(MethodConfig):
         """Doc."""
 
-        rate: float | None = setting(0.5, "how fast", source="paper", gt=0, le=1)
-        widths: tuple[int, ...] = setting((3, 4), "how wide")
+        rate: float | None = setting(0.5, "how fast", source="paper", tune=Range(1e-3, 1, log=True), gt=0, le=1)
+        widths: tuple[int, ...] = setting((3, 4), "how wide", tune=[(3, 4), (5,)])
         mode: Literal["a", "b"] = setting("a", "which")
-        on: bool = setting(True, "whether")
+        on: bool = setting(True, "whether", tune=[True, False])
 
     rows = [tuple(vars(row).values()) for row in registry.describe_settings(Documented)]
     assert rows == [
-        ("rate", "0.5", "number > 0 and ≤ 1 | none", "how fast", "paper"),
-        ("widths", "3, 4", "list of integer", "how wide", ""),
-        ("mode", "a", "a | b", "which", ""),
-        ("on", "true", "true | false", "whether", ""),
+        ("rate", "0.5", "number > 0 and ≤ 1 | none", "how fast", "paper", "0.001 to 1, logarithmic"),
+        ("widths", "3, 4", "list of integer", "how wide", "", "3, 4 | 5"),
+        ("mode", "a", "a | b", "which", "", ""),
+        ("on", "true", "true | false", "whether", "", "true | false"),
     ]

@@ -14,10 +14,12 @@ from runs import CURVE, DIGITS, register_fakes, suite
 from torch import nn
 
 from bayes_bench import Categorical, Gaussian, report, restore, runner, store
-from bayes_bench.errors import DataError, UsageError
+from bayes_bench.errors import DataError, UnsupportedNetworkError, UsageError
 from bayes_bench.jobs import Job, Observer, Override, find_finished, plan
 from bayes_bench.measure import recompute_metrics
 from bayes_bench.tasks import build_task
+
+WRITE_REPORT = report.write
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +249,53 @@ def test_a_job_that_raises_is_a_failed_row_and_the_others_go_on(tmp_path: Path, 
     assert (again.failed, again.skipped, len(seen.fits)) == (2, 2, 2)
 
 
+def test_what_a_method_refuses_stops_the_run_before_anything_trains(tmp_path: Path) -> None:
+    jobs = plan([suite(methods=["pair", "tiny"])], overrides=[Override("tiny", "trouble", "refuse")])
+    sentence = r"curve/tiny: tiny cannot treat layer '1'; freeze it \(without tiny: --methods pair\)"
+    with pytest.raises(UnsupportedNetworkError, match=sentence):
+        runner.run(jobs, tmp_path / "run", device="cpu", threads=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_refusals_are_told_at_once(tmp_path: Path) -> None:
+    entries = [
+        {"label": label, "method": "tiny", "settings": {"trouble": trouble}}
+        for label, trouble in (("one", "refuse"), ("two", "refuse"), ("small", "refuse by budget"))
+    ]
+    with pytest.raises(UnsupportedNetworkError) as refused:
+        runner.run(plan([suite(methods=entries)]), tmp_path / "run", device="cpu", threads=1)
+    assert str(refused.value) == (
+        "curve/one: tiny cannot treat layer '1'; freeze it; curve/small: tiny needs a budget of 7"  # once, if alike
+    )
+
+
+def test_a_check_that_crashes_is_that_jobs_own_failure(tmp_path: Path) -> None:
+    jobs = plan([suite(seeds=[0])], overrides=[Override("tiny", "trouble", "check crashes")])
+    result = runner.run(jobs, tmp_path / "run", device="cpu", threads=1)
+    assert (result.finished, result.failed) == (1, 1)
+
+
+def test_what_a_method_says_of_its_fit_is_recorded_and_a_metric(tmp_path: Path) -> None:
+    runner.run(plan([suite(methods=["tiny"], seeds=[0])]), tmp_path / "run", device="cpu", threads=1)
+    ((_, record),) = store.read_records(tmp_path / "run")[0]
+    assert record["fit"]["diagnostics"] == {"answer": 42.0}
+    values = {row["name"]: row["value"] for row in record["metrics"]}
+    assert values["diagnostic/answer"] == 42.0
+
+
+def test_the_page_shows_how_far_chains_agree_and_students_follow(tmp_path: Path) -> None:
+    settings = {"chains": 2, "samples": 20, "batch_size": 5, "step_size": 0.001}
+    entries = [
+        {"label": "chains", "method": "sgld", "settings": settings},
+        {"label": "student", "method": "apd", "settings": settings | {"student_steps": 5}},
+    ]
+    jobs = plan([suite(CURVE | {"budget": 3000}, methods=entries, seeds=[0])])
+    assert runner.run(jobs, tmp_path / "run", device="cpu", threads=1).exit_code == 0
+    page = WRITE_REPORT(tmp_path / "run").read_text(encoding="utf-8")
+    for text in ("R-hat", "temperature excess", "Student and teacher", "Kolmogorov–Smirnov"):
+        assert text in page
+
+
 def test_a_failure_replaces_an_earlier_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = plan([suite(methods=["tiny"], seeds=[0])])
     go(jobs, tmp_path / "run")
@@ -306,10 +355,10 @@ def test_products_on_a_gpu_are_not_rounded_unless_asked() -> None:
     places = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
     before = [place.fp32_precision for place in places]
     for precision, expected in (("float32", "ieee"), ("tf32", "tf32")):
-        with runner._settled(torch.device("cuda"), precision):
+        with runner.settled(torch.device("cuda"), precision):
             assert [place.fp32_precision for place in places] == [expected] * 2
         assert [place.fp32_precision for place in places] == before
-    with runner._settled(torch.device("cpu")):
+    with runner.settled(torch.device("cpu")):
         assert [place.fp32_precision for place in places] == before
 
 

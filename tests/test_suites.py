@@ -10,7 +10,8 @@ from bayes_bench.errors import UsageError
 from bayes_bench.suite import CategoricalSpec, GaussianSpec, load_suite, shipped_suites
 from bayes_bench.tasks import build_task
 
-SHIPPED = ("cubic", "digits", "gap", "mnist-5000")
+SHIPPED = ("cubic", "digits", "digits-mlp", "gap", "mnist-5000")
+METHODS = ["map", "ensemble", "mcdropout", "mnf", "sgld", "apd", "hypergan"]
 CSV_SUITE = """
 name = "mine"
 [[tasks]]
@@ -39,7 +40,7 @@ def test_shipped_suite(name: str) -> None:
     suite = load_suite(name)
     assert suite.name == name == shipped_suites()[name].stem
     assert suite.description
-    assert [entry.method for entry in suite.methods] == ["map", "ensemble", "mcdropout", "hypergan"]
+    assert [entry.method for entry in suite.methods] == METHODS
     assert len(suite.seeds) >= 3
     (task,) = suite.tasks
     assert task.title

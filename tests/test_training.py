@@ -49,6 +49,27 @@ def test_without_validation_everything_goes_into_steps():
     assert loop.summary(seconds=0, parameters_stored=0).unspent == 5
 
 
+def test_a_part_of_a_fit_can_have_a_number_of_steps_and_leave_budget_for_the_next():
+    seen = []
+    loop, state = counting_loop(
+        1000, cost=10, steps=20, leave=500, schedule=seen.append, validate=lambda: {"val_nll": 1.0}, validation_cost=7
+    )
+    assert (state["w"], len(loop.history)) == (20, 20)
+    assert loop.spent == 20 * 10 + 20 * 7
+    assert seen == [step / 20 for step in range(20)]  # progress is that of the steps, not of the budget
+    loop.run(
+        lambda: {"loss": torch.tensor(0.0)}, {}, cost=0, steps=5, validate=dict, validation_cost=100, validations=5
+    )
+    assert (loop.steps, loop.spent) == (25, 840)
+
+
+def test_what_is_left_for_later_is_not_spent():
+    loop, _ = counting_loop(1000, cost=10, leave=505)
+    assert loop.spent == 490
+    with pytest.raises(UsageError, match="at least 1,010 are needed"):
+        counting_loop(1000, cost=10, leave=1000)
+
+
 def test_a_budget_too_small_for_one_step_is_an_error():
     with pytest.raises(UsageError, match="at least 17"):
         counting_loop(16, cost=10, validate=lambda: {"val_nll": 1.0}, validation_cost=7)
@@ -129,6 +150,17 @@ def test_every_network_has_its_own_order():
     assert all(row.sort().values.tolist() == list(range(10)) for row in y)
     assert not torch.equal(y[0], y[1])
     assert torch.equal(x.long(), y)
+
+
+def test_independent_batches_are_drawn_anew_with_replacement():
+    batches = Examples(torch.arange(10.0), torch.arange(10)).minibatches(10, generator(), networks=2, independent=True)
+    drawn = torch.stack([next(batches)[1] for _ in range(400)])
+    assert drawn.shape == (400, 2, 10)
+    assert (drawn[:, 0] != drawn[:, 1]).any()
+    repeats = torch.tensor([len(batch.unique()) < 10 for batch in drawn.flatten(0, 1)])
+    assert repeats.double().mean() > 0.99  # a permutation would be luck: 10!/10^10
+    shares = drawn.flatten().bincount() / drawn.numel()
+    torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=4 * (0.09 / drawn.numel()) ** 0.5, rtol=0)
 
 
 def test_a_batch_larger_than_the_data_repeats_them():

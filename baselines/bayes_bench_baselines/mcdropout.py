@@ -85,6 +85,9 @@ class MCDropout(WeightPosterior):
     def _layers(self) -> dict[str, nn.Module]:
         return {name: self.network.get_submodule(name) for name in self._masked}
 
+    def _check_fit(self, data: FitData, budget: int) -> None:
+        self._find_layers(data.train.x[:1].to(next(self.network.parameters()).device))
+
     # Fit --------------------------------------------------------------------------------------------------
 
     def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bayes_bench.settings import MethodConfig, setting
+from bayes_bench.settings import MethodConfig, Range, setting
 
 Width = Annotated[int, Field(gt=0)]
 
@@ -23,8 +23,10 @@ class HyperGANConfig(MethodConfig):
 
     reference: ClassVar[str] = "Ratzlaff & Li, HyperGAN, ICML 2019, arXiv:1901.11058"
 
-    networks: int = setting(4, "networks generated in each training step", gt=1)
-    batch_size: int = setting(16, "examples per generated network and step, each network its own", gt=0)
+    networks: int = setting(4, "networks generated in each training step", tune=(4, 8), gt=1)
+    batch_size: int = setting(
+        16, "examples per generated network and step, each network its own", tune=(8, 16, 32), gt=0
+    )
     noise_dim: int = setting(128, "dimensions of the mixer's input noise", source="paper: 256", gt=0)
     code_dim: int = setting(32, "dimensions of each layer's code", source="paper: 64 to 256", gt=0)
     mixer: bool = setting(True, "off: independent Gaussian codes, the paper's ablation; leaves the discriminator idle")
@@ -33,6 +35,7 @@ class HyperGANConfig(MethodConfig):
         (64,),
         "hidden widths of each layer's generator",
         source="paper: 512, 512; narrow ones lose nothing here",
+        tune=((64,), (128,)),
     )
     head: Literal["dense", "chunked"] = setting(
         "dense",
@@ -54,6 +57,7 @@ class HyperGANConfig(MethodConfig):
         0.1,
         "λ, weight of −log D(code) against the mean negative log likelihood",
         source="paper: 1",
+        tune=(0.1, 1.0),
         ge=0,
     )
     fixed_generator_scale: float = setting(
@@ -61,6 +65,7 @@ class HyperGANConfig(MethodConfig):
         "scale of a frozen random linear generator added to the trained one, so that every code has its own "
         "starting network, as ensemble members do; 1 is the scale of a usual initialisation, 0 switches it off",
         source="additive priors of hypermodels, arXiv:2006.07464",
+        tune=(0.0, 0.5),
         ge=0,
     )
     weight_noise: float = setting(
@@ -68,13 +73,17 @@ class HyperGANConfig(MethodConfig):
         "generated weights (not biases, and not those of the first layer) are multiplied by 1 + this × N(0, 1), "
         "independently; the paper has none",
         source="Gaussian dropout on weights, arXiv:1506.02557",
+        tune=Range(0.0, 0.7),
         ge=0,
     )
-    weight_gain: float = setting(1.0, "generated weights start with standard deviation gain/√fan-in", gt=0)
+    weight_gain: float = setting(
+        1.0, "generated weights start with standard deviation gain/√fan-in", tune=Range(0.3, 1.0), gt=0
+    )
     initial_diversity: float = setting(
         0.3,
         "share of the initial standard deviation that differs between codes; the rest is one random network for all, "
         "without which training starts on a long plateau",
+        tune=Range(0.2, 1.0),
         gt=0,
         le=1,
     )
@@ -82,9 +91,10 @@ class HyperGANConfig(MethodConfig):
         1.0,
         "weight of −log prior of the generated weights, divided by N and centred at the frozen generator's weights; "
         "the paper has none; above 0 the prior is used",
+        tune=(0.0, 1.0, 2.0, 3.0),
         ge=0,
     )
-    learning_rate: float = setting(4e-3, "Adam, generators", gt=0)
+    learning_rate: float = setting(4e-3, "Adam, generators", tune=Range(2e-3, 1e-2, log=True), gt=0)
     mixer_learning_rate: float = setting(
         1e-4, "Adam, mixer; lower, because Adam would turn the small adversarial gradient into full steps", ge=0
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bayes_bench.metrics import calibration, classification, cost, diversity, ood, regression
+from bayes_bench.metrics import calibration, classification, cost, diagnostics, diversity, ood, reference, regression
 from bayes_bench.metrics.base import JobPredictions, Metric, NotApplicableError, normalise, summarise
 from bayes_bench.metrics.calibration import ece, ece_adaptive, fit_temperature, reliability
 from bayes_bench.metrics.classification import accuracy, brier, nll
@@ -68,7 +68,9 @@ CATALOGUE: tuple[Metric, ...] = (
     *diversity.CATALOGUE,
     *ood.CATALOGUE,
     *regression.CATALOGUE,
+    *reference.CATALOGUE,
     *cost.CATALOGUE,
+    *diagnostics.CATALOGUE,
 )
 
 
@@ -76,6 +78,7 @@ def compute(
     predictions: Mapping[str, NDArray[Any]],
     record: Mapping[str, Any],
     metrics: Sequence[Metric] = CATALOGUE,
+    reference: Mapping[str, NDArray[Any]] | str = "the reference was not read",
 ) -> list[dict[str, Any]]:
     """The rows of a record's ``metrics``: every metric that is defined for the job's kind of task.
 
@@ -84,6 +87,7 @@ def compute(
         record: its record; read are ``kind``, ``networks``, ``support``, ``task_spec``, ``weight_layers``,
             ``budget`` and ``cost``. It may lack ``metrics``.
         metrics: what to evaluate.
+        reference: arrays of the reference that the task names (``bayes_bench.reference``), or why there are none.
 
     Returns:
         Rows ``{name, value, unit, higher_is_better, group}``; where the value is None (n/a) also ``reason``.
@@ -91,10 +95,10 @@ def compute(
     Raises:
         DivergenceError: the predictions contain NaN or infinity.
     """
-    job = JobPredictions(predictions, record)
+    job = JobPredictions(predictions, record, reference)
     rows = []
     for metric in metrics:
-        if metric.kind not in ("any", job.kind):
+        if metric.kind not in ("any", job.kind) or (metric.against_reference and not job.has_reference):
             continue
         for item in _items(metric, job):
             row: dict[str, Any] = {
@@ -142,10 +146,12 @@ def _items(metric: Metric, job: JobPredictions) -> Sequence[str | None]:
             return job.sets(metric.over)
         case "layer":
             return job.layers()
+        case "diagnostic":
+            return list(job.diagnostics())
         case "region" | "ratio":
             spec = (job.record.get("task_spec") or {}).get("curve")
             if spec is None:
-                return []
+                return ["test"] if metric.against_reference else []
             if metric.over == "region":
                 return ["inside", *(["gap"] if spec.get("gap") else []), "outside"]
             return [*(["gap_inside"] if spec.get("gap") else []), "outside_inside"]

@@ -19,7 +19,7 @@ from bayes_bench.errors import DataError, DivergenceError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Kind = Literal["classification", "regression", "any"]
-Over = Literal["", "ood", "validation_ood", "layer", "region", "ratio"]
+Over = Literal["", "ood", "validation_ood", "layer", "region", "ratio", "diagnostic"]
 
 GROUP_SIZES = (1, 5, 10, 100)
 """Numbers of networks whose averages are compared: for k of them, the mean over the disjoint groups of k."""
@@ -45,7 +45,9 @@ class Metric:
         description: one sentence: definition, range, conventions.
         evaluate: ``(job)``, or ``(job, item)`` with ``over``; raises ``NotApplicableError`` with a reason.
         kind: the kind of task it is defined for.
-        over: what it is evaluated for: nothing, every reported or validation OOD set, layer, region or ratio.
+        over: what it is evaluated for: nothing, every reported or validation OOD set, layer, region, ratio, or
+            number that the method reports about its fit.
+        against_reference: whether it exists only for tasks that name a reference posterior.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Metric:
     evaluate: Callable[..., float] = field(repr=False, compare=False)
     kind: Kind = "classification"
     over: Over = ""
+    against_reference: bool = False
 
     def name_for(self, item: str) -> str:
         """The name with its placeholder filled in."""
@@ -180,11 +183,20 @@ class ValueSet:
 
 
 class JobPredictions:
-    """The stored predictions and the record of one job; what is derived from them is computed once."""
+    """The stored predictions and the record of one job; what is derived from them is computed once.
 
-    def __init__(self, predictions: Mapping[str, NDArray[Any]], record: Mapping[str, Any]):
+    ``reference`` holds the arrays of the task's reference posterior, or says why there are none.
+    """
+
+    def __init__(
+        self,
+        predictions: Mapping[str, NDArray[Any]],
+        record: Mapping[str, Any],
+        reference: Mapping[str, NDArray[Any]] | str = "the reference was not read",
+    ):
         self.predictions = predictions
         self.record = record
+        self.reference = reference
         self._summaries: dict[str, ClassSummary] = {}
         self._variation: dict[str, Floats] = {}
         self._temperature: float | None = None
@@ -201,11 +213,28 @@ class JobPredictions:
                 return len(self.predictions[name])
         return int(self.record["networks"])
 
+    def diagnostics(self) -> dict[str, float]:
+        """What the method reported about its own fit."""
+        return dict((self.record.get("fit") or {}).get("diagnostics") or {})
+
     def need(self, name: str) -> NDArray[Any]:
         """One stored array; its absence is a reason for n/a."""
         if name not in self.predictions:
             raise NotApplicableError(f"no {name.split('/')[0].replace('_', ' ')} data stored")
         return self.predictions[name]
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the task names a reference, be it usable or not."""
+        return (self.record.get("task_spec") or {}).get("reference") is not None
+
+    def need_reference(self, name: str) -> Floats:
+        """One array of the reference; its absence is a reason for n/a."""
+        if isinstance(self.reference, str):
+            raise NotApplicableError(self.reference)
+        if name not in self.reference:
+            raise NotApplicableError(f"the reference has no {name}")
+        return np.asarray(self.reference[name], dtype=np.float64)
 
     def need_networks(self, k: int) -> None:
         """At least ``k`` networks, else n/a with the reason."""

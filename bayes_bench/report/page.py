@@ -142,6 +142,7 @@ def _context(book: Book) -> dict[str, Any]:
         "replicates": number(REPLICATES, 0),
         "min_seeds": MIN_SEEDS_TO_RANK,
         "threshold": COLLAPSE_THRESHOLD,
+        "referenced": any(comparison.reference for comparison in book.comparisons),
         "colours": range(len(COLOURS)),
     }
 

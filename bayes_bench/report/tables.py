@@ -108,6 +108,12 @@ class Comparison:
         """Reported out-of-distribution sets, declared or measured."""
         return [str(spec["name"]) for spec in (self.any_record.get("task_spec") or {}).get("ood") or ()]
 
+    @property
+    def reference(self) -> Mapping[str, Any] | None:
+        """Facts about the reference posterior that the finished jobs were compared with."""
+        finished = (job.record for jobs in self.jobs.values() for job in jobs)
+        return next((record["reference"] for record in finished if record.get("reference")), None)
+
     def layers(self) -> list[str]:
         return list(
             dict.fromkeys(n for m in self.records for r in self.records[m] for n in r.get("weight_layers") or ())
@@ -279,7 +285,8 @@ def plain_table(frame: pd.DataFrame) -> dict[str, Any]:
 def tables_for(comparison: Comparison) -> list[Table]:
     """The tables of one comparison, in order of importance; those without any value are left out."""
     makers = _class_tables if comparison.kind == "classification" else _value_tables
-    return [table for table in (*makers(comparison), _cost_table(comparison)) if table is not None]
+    rest = (_chain_table(comparison), _student_table(comparison), _cost_table(comparison))
+    return [table for table in (*makers(comparison), *rest) if table is not None]
 
 
 def _class_tables(comparison: Comparison) -> Iterable[Table | None]:
@@ -315,6 +322,7 @@ def _class_tables(comparison: Comparison) -> Iterable[Table | None]:
             _ood_remarks(comparison, name),
             primary=True,
         )
+    yield _class_reference_table(comparison)
     yield build(
         comparison,
         "Calibration",
@@ -339,6 +347,64 @@ def _ood_remarks(comparison: Comparison, name: str) -> Iterable[str]:
     floor = [v for m in comparison.records for v in comparison.values(m, f"mean_intensity_auroc/{name}")]
     if floor:
         yield f"Floor: the mean intensity of the image alone, without any network, reaches AUROC {np.mean(floor):.3f}."
+
+
+def _class_reference_table(comparison: Comparison) -> Table | None:
+    columns = [
+        Column("reference_tv", "test", 3, fixed=True, group="Total variation"),
+        *(
+            Column(f"reference_tv_ood/{name}", name, 3, fixed=True, group="Total variation")
+            for name in comparison.ood_sets
+        ),
+        Column("reference_agreement", "test", 2, fixed=True, scale=100, group="Same class, %"),
+        Column("reference_variance_ratio", "test", group="Ratio of epistemic variances"),
+        *(
+            Column(f"reference_variance_ratio_ood/{name}", name, group="Ratio of epistemic variances")
+            for name in comparison.ood_sets
+        ),
+    ]
+    said = "Total variation is ½ Σ_c |p̄ − p̄_ref|, mean over examples."
+    return _reference_table(comparison, columns, said)
+
+
+def _value_reference_table(comparison: Comparison) -> Table | None:
+    columns = [
+        Column(f"{metric}/{region}", region, 3, fixed=fixed, group=group)
+        for metric, group, fixed in (
+            ("reference_tv", "Total variation", True),
+            ("reference_mean_distance", "Distance of means", False),
+            ("reference_variance_ratio", "Ratio of epistemic variances", False),
+        )
+        for region in ("inside", "gap", "outside", "test")
+    ]
+    said = "Total variation is ½ ∫ |p − p_ref| dy between the predictive densities, mean over inputs."
+    return _reference_table(comparison, columns, said)
+
+
+def _reference_table(comparison: Comparison, columns: Sequence[Column], said: str) -> Table | None:
+    remarks = [said, "A variance ratio of 1 is right; below 1 the method is too certain."]
+    if facts := comparison.reference:
+        remarks += _reference_remarks(facts, columns)
+    return build(comparison, "Distance to the reference posterior", columns, remarks, primary=True)
+
+
+def _reference_remarks(facts: Mapping[str, Any], columns: Sequence[Column]) -> Iterable[str]:
+    """What the reference is, and how near to it its own networks are."""
+    networks, seeds = number(facts["networks"], 0), len(facts["seeds"])
+    said = f"Reference: {facts['label']}, {networks} networks from {seeds} seed{'s' if seeds > 1 else ''}"
+    ranges = [
+        f"{name} {low:.4g}" + (f" to {high:.4g}" if high != low else "")
+        for name, (low, high) in facts["diagnostics"].items()
+    ]
+    yield f"{said}; {', '.join(ranges)}." if ranges else f"{said}."
+    floor: dict[str, list[str]] = {}
+    for column in columns:
+        if (value := facts["resolution"].get(column.metric)) is not None:
+            decimals = column.digits if column.fixed else decimals_for(abs(value) * column.scale, column.digits)
+            floor.setdefault(column.group, []).append(f"{number(value * column.scale, decimals)} ({column.header})")
+    if floor:
+        parts = [f"{group[0].lower()}{group[1:]} {', '.join(values)}" for group, values in floor.items()]
+        yield f"Its resolution, the same numbers between two halves of its networks: {'; '.join(parts)}."
 
 
 def _function_table(comparison: Comparison) -> Table | None:
@@ -402,8 +468,46 @@ def _value_tables(comparison: Comparison) -> Iterable[Table | None]:
         ["Spread between the networks' means, averaged over the parts of the curve; without the noise."],
         primary=True,
     )
+    yield _value_reference_table(comparison)
     yield _function_table(comparison)
     yield _weight_table(comparison)
+
+
+def _chain_table(comparison: Comparison) -> Table | None:
+    """How far the chains of samplers are from having converged, by what these report."""
+    columns = [
+        Column("diagnostic/rhat_predictions", "predictions", group="R-hat"),
+        Column("diagnostic/rhat_log_joint", "log joint", group="R-hat"),
+        Column("diagnostic/ess_predictions", "predictions", group="Effective sample size"),
+        Column("diagnostic/ess_log_joint", "log joint", group="Effective sample size"),
+        Column("diagnostic/temperature_excess", "temperature excess", group="Bias"),
+        Column("diagnostic/acceptance", "acceptance", group="Bias"),
+    ]
+    remarks = [
+        "R-hat above about 1.1 says that chains disagree: they describe the neighbourhoods they reached, not the whole "
+        "posterior. The temperature excess is what minibatches add to a temperature of 1, at most; with Metropolis "
+        "acceptance there is none. For apd these are its teacher's."
+    ]
+    return build(comparison, "Chains", columns, remarks)
+
+
+def _student_table(comparison: Comparison) -> Table | None:
+    """Distilled methods beside what they were distilled from."""
+    columns = [
+        Column(f"diagnostic/{who}_{what}", who, group=text)
+        for what, text in (
+            ("nll", "NLL"),
+            ("accuracy", "Accuracy"),
+            ("rmse", "RMSE"),
+            ("entropy", "Entropy"),
+            ("disagreement", "Disagreement"),
+            ("epistemic_std", "Epistemic std"),
+        )
+        for who in ("teacher", "student")
+    ]
+    columns.append(Column("diagnostic/projected_ks", "Kolmogorov–Smirnov", group="Weights"))
+    remarks = ["On validation data, standardised; the last column compares weights along random directions."]
+    return build(comparison, "Student and teacher", columns, remarks)
 
 
 def _cost_table(comparison: Comparison) -> Table | None:

@@ -1,0 +1,25 @@
+"""Stochastic-gradient Langevin dynamics (Welling & Teh 2011), with preconditioning, momentum and cycles."""
+
+from __future__ import annotations
+
+import torch
+
+from bayes_bench import FitData, TrainingLoop
+from bayes_bench_baselines.chains import StoredChains
+from bayes_bench_baselines.configs import SGLDConfig
+from bayes_bench_baselines.langevin import check_chains, sample_chains
+
+
+class SGLD(StoredChains):
+    """Networks stored along stochastic-gradient Markov chains at temperature 1."""
+
+    Config = SGLDConfig
+    config: SGLDConfig
+
+    def _check_fit(self, data: FitData, budget: int) -> None:
+        self.require_memory(self.config.samples, "lower samples", copies=2)
+        check_chains(self, self.config, data, budget)
+
+    def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
+        self._weights, diagnostics = sample_chains(self, self.config, data, loop, rng)
+        loop.diagnose(**diagnostics)
