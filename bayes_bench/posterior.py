@@ -13,7 +13,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
@@ -458,6 +458,26 @@ class WeightPosterior(ABC):
             scores["val_rmse"] = float(((values.mean - y) ** 2).mean().sqrt())
             scores["epistemic_std"] = float(values.epistemic_variance.mean().sqrt())
         return scores
+
+    @final
+    def validator(self, data: FitData, networks: int, rng: torch.Generator) -> Callable[[], dict[str, float]]:
+        """What ``loop.run(validate=…)`` calls: ``validation_scores`` of so many networks of the fit as it is by then.
+
+        The draw's seed comes from ``rng`` now: every validation draws with the same noise.
+        """
+        seed = int(torch.randint(2**62, (), generator=rng))
+
+        def validate() -> dict[str, float]:
+            with torch.no_grad():
+                weights = self._sample(networks, torch.Generator().manual_seed(seed))
+            return self.validation_scores(data, self.complete(weights))
+
+        return validate
+
+    @final
+    def negative_log_prior(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """−log p(weights) per network, ``[S]``, up to a constant: the prior's part and that of a learned noise."""
+        return self.prior.penalty(weights) - self.likelihood.log_prior(weights)
 
     @final
     def require_memory(self, networks: int, remedy: str, *, copies: int = 1, what: str = "networks") -> None:

@@ -82,12 +82,11 @@ class APD(WeightPosterior):
         view = View.of(teacher)
         pool = view.coordinates(teacher)
         distillation = self._start_distillation(pool, rng)
-        draw_seed = int(torch.randint(2**62, (), generator=rng))
+        scores = self.validator(data, config.validation_networks, rng)
 
         def validate() -> dict[str, float]:
             self._student = distillation.student(view)
-            drawn = self._sample(config.validation_networks, torch.Generator().manual_seed(draw_seed))
-            return self.validation_scores(data, self.complete(drawn))
+            return scores()
 
         loop.run(
             lambda: distillation.step(pool),
@@ -325,7 +324,6 @@ class Distillation:
             torch.optim.Adam(part.parameters(), lr=config.student_learning_rate, betas=(0.5, 0.9), fused=True)
             for part in (self._body, self._critic)
         ]
-
         self._decays = [cosine_decay(optimizer) for optimizer in self._optimizers]
 
     def schedule(self, progress: float) -> None:

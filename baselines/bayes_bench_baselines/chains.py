@@ -107,7 +107,7 @@ def log_joint(posterior: WeightPosterior, weights: Mapping[str, Tensor], example
     """Log p(targets, weights | inputs) of each network up to a constant, ``[S]`` in float64."""
     nll = sum(nll.double().sum(1) for _, nll in _predictions(posterior, weights, examples))
     own = {name: weights[name] for name in posterior.initial}
-    joint: Tensor = posterior.likelihood.log_prior(own) - posterior.prior.penalty(own) - nll
+    joint: Tensor = -posterior.negative_log_prior(own) - nll
     return joint
 
 

@@ -141,8 +141,7 @@ class HMC(StoredChains):
 
         def step() -> Mapping[str, Tensor]:
             losses = self.losses_to_grad(full, train.x, train.y)
-            penalty = self.prior.penalty(weights) - self.likelihood.log_prior(weights)
-            (penalty / len(train)).sum().backward()
+            (self.negative_log_prior(weights) / len(train)).sum().backward()
             optimizer.step()
             return {"loss": losses.mean()}
 
@@ -238,8 +237,7 @@ class Chains:
         """Set the forces −σ_w ∇U at the current positions; returns the mean NLL, ``[chains]``."""
         posterior, n = self._posterior, len(self._train)
         losses = posterior.losses_to_grad(self._full, self._train.x, self._train.y)
-        penalty = posterior.prior.penalty(self._weights) - posterior.likelihood.log_prior(self._weights)
-        (penalty / n).sum().backward()
+        (posterior.negative_log_prior(self._weights) / n).sum().backward()
         self._forces = {
             name: -n * self._scales[name] * value.grad
             for name, value in self._weights.items()
@@ -254,8 +252,7 @@ class Chains:
     def _energy_of_position(self) -> Tensor:
         posterior = self._posterior
         weights = {name: value.detach().double() for name, value in self._weights.items()}
-        penalty = posterior.prior.penalty(weights) - posterior.likelihood.log_prior(weights)
-        return len(self._train) * self._proposed_loss.double() + penalty
+        return len(self._train) * self._proposed_loss.double() + posterior.negative_log_prior(weights)
 
     def _kinetic(self) -> Tensor:
         energies = [momentum.double().square().reshape(len(momentum), -1).sum(1) for momentum in self._momenta.values()]

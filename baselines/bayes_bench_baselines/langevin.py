@@ -116,6 +116,7 @@ class Chains:
         self._weights = TensorState(posterior.initial_weights(config.chains, rng, loop))
         for weight in self._weights.values():
             weight.requires_grad_()
+        self._full = posterior.complete(self._weights)
         self._squares = TensorState({name: torch.zeros_like(w) for name, w in self.networks().items()})
         self._momentum = TensorState({name: torch.zeros_like(w) for name, w in self.networks().items()})
         self._step_size = config.step_size
@@ -180,9 +181,8 @@ class Chains:
     def _gradients(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The chains' losses ``[chains]`` and ĝ, on each chain's next minibatch."""
         posterior = self._posterior
-        losses = posterior.losses_to_grad(posterior.complete(self._weights), *next(self._batches), own_inputs=True)
-        penalty = posterior.prior.penalty(self._weights) - posterior.likelihood.log_prior(self._weights)
-        (penalty / len(self._data.train)).sum().backward()
+        losses = posterior.losses_to_grad(self._full, *next(self._batches), own_inputs=True)
+        (posterior.negative_log_prior(self._weights) / len(self._data.train)).sum().backward()
         gradients = {}
         for name, weight in self._weights.items():
             assert weight.grad is not None
@@ -201,7 +201,7 @@ class Chains:
         if not self._burning_in:
             self._sampled += 1
             self._sampled_time += epsilon
-        if config.algorithm == "psgld" and (self._burning_in or config.adapt_always or not self._averaged):
+        if config.algorithm == "psgld" and (self._burning_in or config.adapt_always):
             self._adapt(gradients)
         for name, weight in self._weights.items():
             gradient = gradients[name]

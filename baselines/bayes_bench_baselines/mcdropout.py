@@ -118,19 +118,12 @@ class MCDropout(WeightPosterior):
             optimizer.step()
             return {"loss": nll.detach()}
 
-        draw_seed = int(torch.randint(2**62, (), generator=rng))
-
-        def validate() -> dict[str, float]:
-            with torch.no_grad():
-                weights = self._sample(config.validation_networks, torch.Generator().manual_seed(draw_seed))
-            return self.validation_scores(data, self.complete(weights))
-
         loop.run(
             step,
             {"weights": trained, "optimizer": optimizer},
             cost=batch_size,
             schedule=cosine_decay(optimizer, config.final_learning_rate),
-            validate=validate,
+            validate=self.validator(data, config.validation_networks, rng),
             validation_cost=self.validation_cost(data, config.validation_networks),
             keep_best=config.keep_best,
             patience=config.patience,

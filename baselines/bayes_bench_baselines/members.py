@@ -52,8 +52,7 @@ def fit_members(
     def step() -> Mapping[str, Tensor]:
         losses = losses_and_gradients(*next(batches))
         if use_prior:
-            penalty = posterior.prior.penalty(weights) - posterior.likelihood.log_prior(weights)
-            (penalty / n).sum().backward()
+            (posterior.negative_log_prior(weights) / n).sum().backward()
         optimizer.step()
         return {"loss": losses.mean()}
 

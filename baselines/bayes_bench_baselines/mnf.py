@@ -143,19 +143,12 @@ class MNF(WeightPosterior):
             self._limit_stds()
             return {"loss": nll.detach(), "kl": kl.detach()}
 
-        draw_seed = int(torch.randint(2**62, (), generator=rng))
-
-        def validate() -> dict[str, float]:
-            with torch.no_grad():
-                weights = self._sample(config.validation_networks, torch.Generator().manual_seed(draw_seed))
-            return self.validation_scores(data, self.complete(weights))
-
         loop.run(
             step,
             {"distribution": parts, "optimizer": optimizer},
             cost=self._step_cost(data),
             schedule=cosine_decay(optimizer, config.final_learning_rate),
-            validate=validate,
+            validate=self.validator(data, config.validation_networks, rng),
             validation_cost=self.validation_cost(data, config.validation_networks),
             keep_best=config.keep_best,
             patience=config.patience,

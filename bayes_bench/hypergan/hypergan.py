@@ -132,19 +132,12 @@ class HyperGAN(WeightPosterior):
             for decay in decays:
                 decay(progress)
 
-        draw_seed = int(torch.randint(2**62, (), generator=rng))
-
-        def validate() -> dict[str, float]:
-            with torch.no_grad():
-                weights = self._sample(config.validation_networks, torch.Generator().manual_seed(draw_seed))
-            return self.validation_scores(data, self.complete(weights))
-
         loop.run(
             step,
             state,
             cost=config.networks * batch_size,
             schedule=schedule,
-            validate=validate,
+            validate=self.validator(data, config.validation_networks, rng),
             validation_cost=self.validation_cost(data, config.validation_networks),
             keep_best=config.keep_best,
             patience=config.patience,
