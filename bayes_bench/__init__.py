@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         BayesBenchError,
         DataError,
         DivergenceError,
+        MemoryLimitError,
         PluginError,
         UnsupportedNetworkError,
         UsageError,
@@ -24,39 +25,39 @@ if TYPE_CHECKING:
     from bayes_bench.hypergan.config import HyperGANConfig
     from bayes_bench.hypergan.hypergan import HyperGAN
     from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
-    from bayes_bench.posterior import WeightPosterior, WeightSamples
+    from bayes_bench.posterior import Held, WeightPosterior, WeightSamples
     from bayes_bench.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
     from bayes_bench.prior import GaussianPrior
     from bayes_bench.settings import MethodConfig, Range, setting
     from bayes_bench.stacked import InputScaled, StackedNetwork
-    from bayes_bench.training import FitSummary, Monitor, TensorState, TrainingLoop, cosine_decay
+    from bayes_bench.training import FitSummary, HasState, Monitor, Stateful, TensorState, TrainingLoop, cosine_decay
 
 _HOME = {
     "chains": ("effective_sample_size", "split_rhat"),
     "errors": (
-        "BayesBenchError", "DataError", "DivergenceError", "PluginError", "UnsupportedNetworkError", "UsageError",
+        "BayesBenchError", "DataError", "DivergenceError", "MemoryLimitError", "PluginError",
+        "UnsupportedNetworkError", "UsageError",
     ),
     "examples": ("Examples", "FitData"),
     "hypergan.config": ("HyperGANConfig",),
     "hypergan.hypergan": ("HyperGAN",),
     "likelihood": ("Categorical", "Gaussian", "HeteroscedasticGaussian", "Likelihood"),
-    "posterior": ("WeightPosterior", "WeightSamples"),
+    "posterior": ("Held", "WeightPosterior", "WeightSamples"),
     "predictive": ("ClassPrediction", "ValuePrediction", "summarise_classes", "summarise_values"),
     "prior": ("GaussianPrior",),
     "settings": ("MethodConfig", "Range", "setting"),
     "stacked": ("InputScaled", "StackedNetwork"),
-    "training": ("FitSummary", "Monitor", "TensorState", "TrainingLoop", "cosine_decay"),
+    "training": ("FitSummary", "HasState", "Monitor", "Stateful", "TensorState", "TrainingLoop", "cosine_decay"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "BayesBenchError", "Categorical", "ClassPrediction", "DataError", "DivergenceError", "Examples", "FitData",
-    "FitSummary", "Gaussian", "GaussianPrior", "HeteroscedasticGaussian", "HyperGAN", "HyperGANConfig", "InputScaled",
-    "Likelihood",
-    "MethodConfig", "Monitor", "PluginError", "Range", "StackedNetwork", "TensorState", "TrainingLoop",
-    "UnsupportedNetworkError", "UsageError",
-    "ValuePrediction", "WeightPosterior", "WeightSamples", "__version__", "cosine_decay",
-    "effective_sample_size", "setting", "split_rhat", "summarise_classes", "summarise_values",
+    "FitSummary", "Gaussian", "GaussianPrior", "HasState", "Held", "HeteroscedasticGaussian", "HyperGAN",
+    "HyperGANConfig", "InputScaled", "Likelihood", "MemoryLimitError", "MethodConfig", "Monitor", "PluginError",
+    "Range", "StackedNetwork", "Stateful", "TensorState", "TrainingLoop", "UnsupportedNetworkError", "UsageError",
+    "ValuePrediction", "WeightPosterior", "WeightSamples", "__version__", "cosine_decay", "effective_sample_size",
+    "setting", "split_rhat", "summarise_classes", "summarise_values",
 ]  # fmt: skip
 
 

@@ -231,12 +231,14 @@ def summary_frame(results: pd.DataFrame) -> pd.DataFrame:
     for names, group in kept.groupby(keys, dropna=False, sort=False):
         values = group["value"].dropna().to_numpy()
         count = len(values)
-        std = float(np.std(values, ddof=1)) if count > 1 else math.nan
+        with np.errstate(over="ignore"):  # a record from elsewhere may hold any numbers
+            mean = float(values.mean()) if count else math.nan
+            std = float(np.std(values, ddof=1)) if count > 1 else math.nan
         rows.append(
             dict(zip(keys, names, strict=True))
             | {
                 "seeds": count,
-                "mean": float(values.mean()) if count else math.nan,
+                "mean": mean,
                 "std": std,
                 "sem": std / math.sqrt(count) if count > 1 else math.nan,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
-from bayes_bench.errors import BayesBenchError, DataError, UsageError, unknown_name
+from bayes_bench.errors import BayesBenchError, DataError, UsageError, named, printable, unknown_name
+from bayes_bench.machine import MEMORY_LIMIT_MB, MOST_THREADS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +23,7 @@ DEFAULT_SUITES = ("digits", "cubic")
 INTERRUPTED = 130
 SECTIONS = {
     "Compare methods": ("run", "report", "tune", "reference"),
+    "Look again": ("verify", "rerun"),
     "Look up": ("list", "show"),
     "Use and extend": ("predict", "check"),
 }
@@ -70,6 +73,9 @@ class GroupedCommand(click.Command):
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Entry point: expected errors are one sentence on stderr and an exit code, never a traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # a service or ``>&-`` has closed it
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (until the end)
     try:
         code = cli.main(args=None if args is None else list(args), prog_name="bayes-bench", standalone_mode=False)
     except click.exceptions.Abort:
@@ -85,11 +91,21 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         # The reader (``| head``) has gone; closing stderr keeps Python from complaining at exit.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        # A path that no part of the program could look at: too long a name, a folder above it without permission.
+        _fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}", UsageError.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        from bayes_bench.memory import ran_out
+
+        if not ran_out(error):
+            raise
+        # Outside of jobs: where data are read, networks are built to be looked at, or the page is made.
+        _fail(f"memory ran out ({named(error)}); use fewer examples or a smaller network", UsageError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    click.echo(f"Error: {' '.join(sentence.split())}", err=True)
+    click.echo(f"Error: {' '.join(printable(sentence).split())}", err=True)
     sys.exit(code)
 
 
@@ -117,7 +133,7 @@ def cli() -> None:
 # run, report, tune ----------------------------------------------------------------------------------------
 
 
-WHAT, HOW, WHERE = "What to run", "How", "Input and output"
+WHAT, HOW, WHERE, CLUSTER = "What to run", "How", "Input and output", "On several machines"
 
 set_option = click.option(
     "--set",
@@ -150,8 +166,19 @@ threads_option = click.option(
     "--threads",
     cls=GroupedOption,
     heading=HOW,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_THREADS),
     help="CPU threads; default: one for small networks, else the physical cores.",
+)
+memory_limit_option = click.option(
+    "--memory-limit",
+    "memory_limit_mb",
+    cls=GroupedOption,
+    heading=HOW,
+    type=click.IntRange(min=1),
+    metavar="MB",
+    default=MEMORY_LIMIT_MB,
+    show_default=True,
+    help="For the intermediate values of one evaluation of networks; part of a job's key.",
 )
 data_root_option = click.option(
     "--data-root",
@@ -177,6 +204,7 @@ allow_code_option = click.option(
 Examples:
   bayes-bench run --dry-run                      what the default would do, and how long it would take
   bayes-bench run digits --seeds 0-4             five seeds; those already finished are not run again
+  bayes-bench run digits --jobs 4 --timeout 600  four jobs at once; ten minutes are the most for each
   bayes-bench run my-task.toml --methods hypergan,ensemble
 """,
 )
@@ -196,6 +224,34 @@ Examples:
     help="How a GPU multiplies: tf32 is faster, with factors rounded to 10 bits.",
 )
 @threads_option
+@memory_limit_option
+@click.option(
+    "--jobs",
+    "at_once",
+    cls=GroupedOption,
+    heading=HOW,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Jobs at once, each in a process of its own; the results are the same.",
+)
+@click.option(
+    "--timeout",
+    cls=GroupedOption,
+    heading=HOW,
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Give up a job that takes longer; it is a failed one.",
+)
+@click.option(
+    "--snapshot-every",
+    cls=GroupedOption,
+    heading=HOW,
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How much of a fit an interruption may cost.",
+)
 @click.option("--fresh", cls=GroupedOption, heading=HOW, is_flag=True, help="Run finished jobs again.")
 @click.option("--dry-run", cls=GroupedOption, heading=HOW, is_flag=True, help="Only show jobs, expected time and disk.")
 @click.option("--quiet", cls=GroupedOption, heading=HOW, is_flag=True, help="Only errors and the path of the report.")
@@ -208,6 +264,38 @@ Examples:
 )
 @data_root_option
 @allow_code_option
+@click.option(
+    "--executor",
+    cls=GroupedOption,
+    heading=CLUSTER,
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: a Ray cluster, see docs/clusters.md.",
+)
+@click.option(
+    "--address",
+    cls=GroupedOption,
+    heading=CLUSTER,
+    metavar="HOST:PORT",
+    help="Of the cluster's head; default: the cluster that this machine belongs to.",
+)
+@click.option(
+    "--cpus-per-job",
+    cls=GroupedOption,
+    heading=CLUSTER,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Cores that a job reserves; default: 1.",
+)
+@click.option(
+    "--gpus-per-job",
+    cls=GroupedOption,
+    heading=CLUSTER,
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="GPUs that a job reserves, or a part of one such as 0.25; default: 0.",
+)
 def run(
     suites: tuple[str, ...],
     methods: str | None,
@@ -217,12 +305,20 @@ def run(
     device: str,
     precision: Literal["float32", "tf32"],
     threads: int | None,
+    memory_limit_mb: int,
+    at_once: int | None,
+    timeout: float | None,
+    snapshot_every: float,
     fresh: bool,
     dry_run: bool,
     quiet: bool,
     out: Path | None,
     data_root: Path | None,
     allow_code: tuple[Path, ...],
+    executor: Literal["local", "ray"],
+    address: str | None,
+    cpus_per_job: int | None,
+    gpus_per_job: float | None,
 ) -> int:
     """Train methods on suites and write one comparison page.
 
@@ -233,8 +329,11 @@ def run(
     Exit code: 0, or 1 when a job failed, 2 for a mistake in the input, 130 after Ctrl-C.
     """
     from bayes_bench import jobs, store
+    from bayes_bench.executors import Workers
     from bayes_bench.suite import load_suite
 
+    workers = Workers(executor, at_once, timeout, address, cpus_per_job, gpus_per_job)
+    workers.check()
     specs = [load_suite(name) for name in suites or DEFAULT_SUITES]
     planned = jobs.plan(
         specs,
@@ -242,13 +341,16 @@ def run(
         seeds=jobs.parse_seeds(seeds) if seeds is not None else (),
         overrides=[jobs.parse_override(text) for text in settings],
         budget_scale=budget_scale,
+        warn=lambda sentence: click.echo(sentence, err=True),
     )
     run_dir = out or Path("reports/runs") / "+".join(spec.name for spec in specs)
     store.check_run_dir(run_dir)
     from bayes_bench import terminal
 
     if dry_run:
-        table, sentence = terminal.plan_table(planned, run_dir, jobs.device_class(device, precision), fresh)
+        table, sentence = terminal.plan_table(
+            planned, run_dir, jobs.device_class(device, precision), memory_limit_mb, fresh
+        )
         terminal.stdout().print(table)
         click.echo(sentence)
         return 0
@@ -265,8 +367,11 @@ def run(
             fresh=fresh,
             data_root=data_root,
             allow_code=allow_code,
+            memory_limit_mb=memory_limit_mb,
             command=["bayes-bench", *sys.argv[1:]],
             observer=observer,
+            workers=workers,
+            snapshot_every=snapshot_every,
         )
     if not quiet:
         _print_results(run_dir)
@@ -329,6 +434,7 @@ Examples:
 @budget_scale_option
 @device_option
 @threads_option
+@memory_limit_option
 @click.option("--quiet", cls=GroupedOption, heading=HOW, is_flag=True, help="Only failed trials and the path.")
 @click.option(
     "--out",
@@ -349,6 +455,7 @@ def tune(
     budget_scale: float,
     device: str,
     threads: int | None,
+    memory_limit_mb: int,
     quiet: bool,
     out: Path | None,
     data_root: Path | None,
@@ -388,6 +495,7 @@ def tune(
         threads=threads,
         data_root=data_root,
         allow_code=allow_code,
+        memory_limit_mb=memory_limit_mb,
         command=["bayes-bench", *sys.argv[1:]],
         watch=terminal.failed_trial_line if quiet else terminal.trial_line,
     )
@@ -437,9 +545,11 @@ def reference(run_dir: Path, method: str, task: str | None, out: Path) -> None:
 
 
 def _print_results(run_dir: Path) -> None:
-    from bayes_bench import terminal
+    from bayes_bench import store, terminal
 
     console = terminal.stdout()
+    for problem in store.read_records(run_dir)[1]:
+        click.echo(problem, err=True)
     tables = terminal.result_tables(run_dir)
     for table in tables:
         console.print(table)
@@ -536,6 +646,103 @@ def _first_line(doc: str | None) -> str:
     return (doc or "").strip().partition("\n")[0]
 
 
+# verify, rerun --------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+def verify(run_dir: Path) -> int:
+    """Check a run folder against itself.
+
+    Compares every file with the checksum in its job's record, every metric, alarm and reference with what is
+    measured anew from the stored predictions, and results.csv and summary.csv with the records. Numbers are compared
+    exactly. Trains nothing and changes nothing.
+
+    Exit code: 0 when all agree, 1 when anything differs or is damaged, 2 where RUN is no run folder.
+    """
+    from bayes_bench import store
+
+    store.read_run(run_dir)
+    from bayes_bench import terminal, verification
+
+    found = verification.verify(run_dir)
+    if found.differences:
+        terminal.stdout().print(terminal.differences_table(found.differences))
+    for sentence in found.versions:
+        click.echo(sentence, err=True)
+    for job in found.missing:
+        click.echo(f"not run yet: {job}", err=True)
+    count = len(found.differences)
+    verdict = f"{count} difference{'s' * (count > 1)}" if count else "all agree"
+    click.echo(f"{found.jobs} jobs, {found.values:,} metrics: {verdict}")
+    return found.exit_code
+
+
+@cli.command(
+    cls=GroupedCommand,
+    epilog="""\b
+Examples:
+  bayes-bench rerun reports/runs/digits/jobs/digits/map/seed-0-1a2b3c4d
+  bayes-bench rerun record.json --threads 1 --out again
+""",
+)
+@click.argument("record", type=click.Path(path_type=Path))
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; default: as the record says.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="New folder that keeps the repeated job; default: a temporary one.",
+)
+@data_root_option
+@allow_code_option
+def rerun(
+    record: Path, threads: int | None, out: Path | None, data_root: Path | None, allow_code: tuple[Path, ...]
+) -> int:
+    """Repeat one job and compare.
+
+    RECORD is a job's folder, or the record.json in it. The job is run again with the task, method, settings, seed,
+    budget, device, precision, threads and memory limit that the record names. What is not as it was then (code,
+    versions, machine, data) is said first; then every stored array and every metric is compared; timings, memory and
+    interruptions aside. A job that failed is expected to fail in the same way.
+
+    Exit code: 0 for the same bit for bit, 1 when anything differs, 2 for a mistake in the input.
+    """
+    import tempfile
+
+    from bayes_bench import repeat, store, terminal
+
+    recorded = repeat.read(record)
+    if out is not None:
+        # Snapshots are those of a repetition that was interrupted: it goes on from them.
+        if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {store.SNAPSHOTS}):
+            raise UsageError(f"{out} is not an empty folder; choose another --out")
+        store.check_run_dir(out, store.SNAPSHOTS)
+    console = terminal.stdout()
+
+    def tell(differences: list[Any]) -> None:
+        if differences:
+            console.print(terminal.differences_table(differences, title="not as it was"))
+
+    click.echo(f"{recorded.job.name} again", err=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        found = repeat.repeat(
+            recorded,
+            out or Path(temporary),
+            threads=threads,
+            data_root=data_root,
+            allow_code=allow_code,
+            tell=tell,
+        )
+    if found.arrays:
+        console.print(terminal.arrays_table(found.arrays))
+    if found.differences:
+        console.print(terminal.differences_table(found.differences))
+    for sentence in found.notes:
+        click.echo(sentence, err=True)
+    click.echo(terminal.repetition(found))
+    return found.exit_code
+
+
 # predict, check -------------------------------------------------------------------------------------------
 
 
@@ -592,10 +799,7 @@ def predict(
     if out is None:
         click.echo(text, nl=False)
         return
-    try:
-        store.write_text(out, text)
-    except OSError as error:
-        raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
+    store.write_text(out, text)
     record = fitted.record
     click.echo(
         f"{len(x)} predictions of {record['networks']} networks ({record['task']}/{record['label']}, "
@@ -606,7 +810,7 @@ def predict(
 
 def _reading(fitted: FittedJob) -> dict[str, Any]:
     """What the task's own data source was told about the order of an image's axes holds for new files too."""
-    data = fitted.record["task_spec"]["data"]
+    data = fitted.record["task_spec"].get("data") or {}
     return {"channels_last": bool(data.get("channels_last", False)), "delimiter": str(data.get("delimiter", ","))}
 
 
@@ -617,6 +821,7 @@ def _prediction_csv(fitted: FittedJob, prediction: ClassPrediction | ValuePredic
     import numpy as np
 
     from bayes_bench.predictive import ClassPrediction
+    from bayes_bench.store import spreadsheet_safe
 
     columns: dict[str, np.ndarray] = {}
     if isinstance(prediction, ClassPrediction):
@@ -634,9 +839,9 @@ def _prediction_csv(fitted: FittedJob, prediction: ClassPrediction | ValuePredic
             columns[f"total_std{suffix}"] = prediction.variance[:, index].sqrt().numpy()
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow(map(spreadsheet_safe, columns))
     for row in zip(*columns.values(), strict=True):
-        writer.writerow([cell if isinstance(cell, str) else f"{cell:.6g}" for cell in row])
+        writer.writerow([spreadsheet_safe(cell) if isinstance(cell, str) else f"{cell:.6g}" for cell in row])
     return buffer.getvalue()
 
 

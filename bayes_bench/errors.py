@@ -3,8 +3,12 @@
 The command line prints the sentence without a traceback and exits with ``exit_code``.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1b\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters that could steer a terminal, marks that turn the direction of writing, halves of characters."""
 
 
 class BayesBenchError(Exception):
@@ -15,6 +19,14 @@ class BayesBenchError(Exception):
 
 class UsageError(BayesBenchError, ValueError):
     """An argument, a setting or a suite file is wrong."""
+
+
+class StorageError(UsageError):
+    """A file cannot be written: no space, no permission, a folder that is read-only, or a disk that fails."""
+
+
+class MemoryLimitError(UsageError):
+    """Something cannot fit into memory, known before it is tried; a run's other jobs go on."""
 
 
 class DataError(BayesBenchError):
@@ -35,11 +47,16 @@ class DivergenceError(BayesBenchError):
     exit_code = 1
 
 
-def named(error: Exception) -> str:
+def named(error: BaseException) -> str:
     """Any exception as one line: ``DivergenceError: the loss is nan``."""
     lines = str(error).strip().splitlines()
     name = type(error).__name__
     return f"{name}: {lines[0]}" if lines else name
+
+
+def printable(text: str) -> str:
+    """A text from anywhere without what could steer a terminal or break a page."""
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

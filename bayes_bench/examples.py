@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,7 @@ class Examples:
 
     def minibatches(
         self, batch_size: int, rng: torch.Generator, networks: int | None = None, *, independent: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Minibatches:
         """Endless shuffled minibatches; with ``networks``, every network has a shuffling of its own.
 
         Each pass over the data is a fresh permutation, and a batch that reaches the end of one goes on in
@@ -45,22 +45,41 @@ class Examples:
         gradients has no memory, as the theory of stochastic-gradient samplers assumes. ``rng`` is a CPU generator,
         so the order is the same on every device.
 
-        Yields:
-            x ``[B, ...]`` and y ``[B, ...]``, or with ``networks`` x ``[S, B, ...]`` and y ``[S, B, ...]``.
+        Returns:
+            An iterator over x ``[B, ...]`` and y ``[B, ...]``, or with ``networks`` x ``[S, B, ...]`` and y
+            ``[S, B, ...]``. It belongs into the state that ``TrainingLoop.run`` is given.
         """
-        rows = networks or 1
-        n = len(self)
-        queue = torch.empty(rows, 0, dtype=torch.int64)
-        while True:
-            if independent:
-                queue = torch.randint(n, (rows, batch_size), generator=rng)
-            while queue.shape[1] < batch_size:
-                order = torch.rand(rows, n, generator=rng).argsort(dim=1)
-                queue = torch.cat([queue, order], dim=1)
-            index, queue = queue[:, :batch_size].to(self.x.device), queue[:, batch_size:]
-            if networks is None:
-                index = index[0]
-            yield self.x[index], self.y[index]
+        return Minibatches(self, batch_size, rng, networks, independent)
+
+
+class Minibatches(Iterator[tuple[Tensor, Tensor]]):
+    """What ``Examples.minibatches`` gives; its state is the rest of the current permutation."""
+
+    def __init__(
+        self, examples: Examples, batch_size: int, rng: torch.Generator, networks: int | None, independent: bool
+    ):
+        self._examples, self._batch_size, self._rng = examples, batch_size, rng
+        self._networks, self._independent = networks, independent
+        self._queue = torch.empty(networks or 1, 0, dtype=torch.int64)
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        rows, n = len(self._queue), len(self._examples)
+        if self._independent:
+            self._queue = torch.randint(n, (rows, self._batch_size), generator=self._rng)
+        while self._queue.shape[1] < self._batch_size:
+            order = torch.rand(rows, n, generator=self._rng).argsort(dim=1)
+            self._queue = torch.cat([self._queue, order], dim=1)
+        index = self._queue[:, : self._batch_size].to(self._examples.x.device)
+        self._queue = self._queue[:, self._batch_size :]
+        if self._networks is None:
+            index = index[0]
+        return self._examples.x[index], self._examples.y[index]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"queue": self._queue}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], /) -> None:
+        self._queue = state["queue"]
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bayes_bench import registry
-from bayes_bench.errors import DataError, UsageError, unknown_name
-from bayes_bench.settings import Settings
+from bayes_bench.errors import DataError, PluginError, UsageError, unknown_name
+from bayes_bench.machine import MEMORY_LIMIT_MB
+from bayes_bench.settings import LARGEST_INTEGER, Settings, parse_toml
 from bayes_bench.store import RECORD, canonical_hash, job_state, read_record, safe_name
-from bayes_bench.suite import MethodEntry, SuiteSpec, TaskSpec
+from bayes_bench.suite import LARGEST_SEED, MethodEntry, SuiteSpec, TaskSpec
 
 # Parts of a task that change no result by themselves: texts, hints, what a job resolves on its own (budget and
 # settings), where the data come from (the checksum speaks for the data, so a moved file changes no key), and what
@@ -51,12 +51,13 @@ class Job(Settings):
     config: dict[str, Any]
     revision: int
 
-    def variant(self, checksum: str, device: str) -> str:
+    def variant(self, checksum: str, device: str, memory_limit_mb: int = MEMORY_LIMIT_MB) -> str:
         """Identity of everything but the seed: results with the same variant may be averaged over seeds.
 
         Args:
             checksum: of the task's data.
             device: its class, ``"cpu"``, ``"cuda"`` or ``"cuda-tf32"``.
+            memory_limit_mb: of one evaluation, from which its blocks follow and so the last digits of its results.
         """
         return canonical_hash(
             {
@@ -68,12 +69,13 @@ class Job(Settings):
                 "config": self.config,
                 "budget": self.budget,
                 "device": device,
+                "memory_limit_mb": memory_limit_mb,
             }
         )
 
-    def key(self, checksum: str, device: str) -> str:
+    def key(self, checksum: str, device: str, memory_limit_mb: int = MEMORY_LIMIT_MB) -> str:
         """The job's key, 64 hexadecimal digits: a finished job with the same key is not run again."""
-        return canonical_hash({"variant": self.variant(checksum, device), "seed": self.seed})
+        return canonical_hash({"variant": self.variant(checksum, device, memory_limit_mb), "seed": self.seed})
 
     @property
     def name(self) -> str:
@@ -99,7 +101,10 @@ class Observer:
         """Something the user should know (a damaged record, changed code)."""
 
     def started(self, job: Job, number: int, total: int, seconds_left: float | None) -> None:
-        """Job ``number`` (from 1) of ``total`` begins; ``seconds_left`` for the whole run, None while unknown."""
+        """Job ``number`` (from 1) of ``total`` begins, perhaps beside others, perhaps not for the first time.
+
+        ``seconds_left`` is for the whole run, None while unknown.
+        """
 
     def progress(self, job: Job, fraction: float, values: Mapping[str, float], seconds_left: float | None) -> None:
         """``fraction`` of the job's budget is spent; at most a few times a second."""
@@ -113,7 +118,7 @@ class Observer:
         seconds: float | None,
         seconds_left: float | None,
     ) -> None:
-        """The job has a record, made in ``seconds``, or found finished (None)."""
+        """The job has a record, made in ``seconds``, or found finished (None); with it ``number`` of ``total`` have."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +141,12 @@ def parse_override(text: str) -> Override:
     if not (equals and dot and target and key):
         raise UsageError(f"--set {text!r}: write METHOD.KEY=VALUE, e.g. hypergan.adversarial_weight=0.5")
     try:
-        parsed = tomllib.loads(f"value = {value}")
-        if parsed.keys() != {"value"}:
-            raise UsageError(f"--set {text!r}: one value per --set, please")
-        return Override(target, key, parsed["value"])
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"value = {value}")
+    except UsageError:
         return Override(target, key, value.strip())
+    if parsed.keys() != {"value"}:
+        raise UsageError(f"--set {text!r}: one value per --set, please")
+    return Override(target, key, parsed["value"])
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -155,13 +160,24 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(f"--seeds {text!r}: write a list such as 0,1,2 or a range such as 0-4")
+        if max(len(first), len(last)) > len(str(LARGEST_SEED)):
+            raise UsageError(f"--seeds: a seed is at most {LARGEST_SEED}")
         low, high = int(first), int(last) if dash else int(first)
         if low > high:
             raise UsageError(f"--seeds {text!r}: the range {low}-{high} is empty; write {high}-{low}")
         if high - low >= MAX_SEEDS:
             raise UsageError(f"--seeds {text!r}: more than {MAX_SEEDS:,} seeds")
+        if high > LARGEST_SEED:
+            raise UsageError(f"--seeds {text!r}: a seed is at most {LARGEST_SEED}")
         seeds += range(low, high + 1)
     return tuple(dict.fromkeys(seeds))
+
+
+def _scaled(task: TaskSpec, scale: float) -> int:
+    budget = task.budget * scale
+    if budget > LARGEST_INTEGER:
+        raise UsageError(f"--budget-scale {scale:g} gives {task.name!r} a budget beyond 64 bits; give a smaller one")
+    return max(1, round(budget))
 
 
 def plan(
@@ -171,16 +187,18 @@ def plan(
     seeds: Sequence[int] = (),
     overrides: Iterable[Override] = (),
     budget_scale: float = 1.0,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> tuple[Job, ...]:
     """All jobs in the order they are run: first every task and method with the first seed.
 
     Args:
         suites: what is run, in this order.
         methods: labels of the suites' entries, or names of registered methods; empty for the suites' own lists
-            (for a suite without a list: every registered method).
+            (for a suite without a list: every registered method that is not broken).
         seeds: empty for the suites' own.
         overrides: settings above those of suites and tasks.
         budget_scale: factor on every task's budget, > 0.
+        warn: told which methods are left out because they are broken.
 
     Raises:
         UsageError: an unknown method, label or setting, a value of the wrong type, a data source or option that
@@ -195,7 +213,8 @@ def plan(
     if len({suite.name for suite in suites}) < len(suites):
         raise UsageError("the same suite is named twice; name it once")
     registered = registry.methods()
-    entries = {suite.name: _entries(suite, suites, methods, registered) for suite in suites}
+    usable = () if methods or all(suite.methods for suite in suites) else _usable(registered, warn)
+    entries = {suite.name: _entries(suite, suites, methods, registered, usable) for suite in suites}
     _check_overrides(overrides, [entry for chosen in entries.values() for entry in chosen], registered)
     jobs: list[tuple[int, Job]] = []
     for suite in suites:
@@ -215,7 +234,7 @@ def plan(
                         label=entry.label,
                         method=entry.method,
                         seed=seed,
-                        budget=max(1, round(task.budget * budget_scale)),
+                        budget=_scaled(task, budget_scale),
                         settings=settings,
                         config=config.model_dump(mode="json"),
                         revision=config.revision,
@@ -228,7 +247,7 @@ def plan(
     return tuple(job for _, job in sorted(jobs, key=lambda item: item[0]))
 
 
-def find_finished(job: Job, run_dir: Path, device: str = "auto") -> bool:
+def find_finished(job: Job, run_dir: Path, device: str = "auto", memory_limit_mb: int = MEMORY_LIMIT_MB) -> bool:
     """Has the run folder a finished record of this job? Believes the checksum of the data that the record names."""
     devices = ("cpu", "cuda") if device == "auto" else (device,)
     for folder in (run_dir / "jobs" / safe_name(job.task.name) / safe_name(job.label)).glob(f"seed-{job.seed}-*"):
@@ -236,19 +255,25 @@ def find_finished(job: Job, run_dir: Path, device: str = "auto") -> bool:
             checksum = read_record(folder / RECORD)["data"]["checksum"]
         except (DataError, KeyError, TypeError):
             continue
-        if any(job_state(folder, job.key(checksum, name)).kind == "finished" for name in devices):
+        keys = (job.key(checksum, name, memory_limit_mb) for name in devices)
+        if any(job_state(folder, key).kind == "finished" for key in keys):
             return True
     return False
 
 
 def _entries(
-    suite: SuiteSpec, suites: Sequence[SuiteSpec], methods: Sequence[str], registered: Mapping[str, Any]
+    suite: SuiteSpec,
+    suites: Sequence[SuiteSpec],
+    methods: Sequence[str],
+    registered: Mapping[str, Any],
+    usable: Sequence[str],
 ) -> tuple[MethodEntry, ...]:
+    """What is run of a suite; ``usable`` methods where neither the suite nor the user names any."""
     listed = {entry.label: entry for entry in suite.methods}
     if not methods:
-        chosen = suite.methods or tuple(MethodEntry(label=name, method=name) for name in registered)
+        chosen = suite.methods or tuple(MethodEntry(label=name, method=name) for name in usable)
         if not chosen:
-            raise UsageError("no methods are registered; install the package first: pip install .")
+            raise UsageError("no methods are registered that work; install the package first: pip install .")
         for entry in chosen:
             if entry.method not in registered:
                 raise UsageError(f"suite {suite.name!r}: {unknown_name('method', entry.method, registered)}")
@@ -265,6 +290,18 @@ def _entries(
         elif name not in elsewhere:
             raise UsageError(unknown_name("method", name, registered.keys() | elsewhere))
     return tuple(found)
+
+
+def _usable(registered: Iterable[str], warn: Callable[[str], None]) -> list[str]:
+    """Methods that can be imported; nobody has asked for the others, so they are left out and said."""
+    found = []
+    for name in registered:
+        try:
+            registry.method_class(name)
+            found.append(name)
+        except PluginError as error:
+            warn(f"left out: {error}")
+    return found
 
 
 def _settings(task: TaskSpec, entry: MethodEntry, overrides: Iterable[Override]) -> dict[str, Any]:

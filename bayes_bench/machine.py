@@ -6,11 +6,21 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+MEMORY_LIMIT_MB = 512
+"""What one call may use for intermediate values, where nothing else is set; in MB (2**20 bytes)."""
+MOST_THREADS = 1024
+"""Of a job; systems end a process that asks for far more."""
 LINUX_CPUS = Path("/sys/devices/system/cpu")
+OWN_GROUPS = Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
+GIT_SECONDS = 5.0
 
 
 def physical_cores() -> int:
@@ -36,12 +46,56 @@ def processor() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
+def memory_bytes() -> int | None:
+    """Main memory that this process may use, or None where the system does not tell.
+
+    The machine's, or less: a container's or a batch system's limit (cgroups, both versions), or ``ulimit -v``.
+    """
+    found = _group_limits()
+    with suppress(AttributeError, ValueError, OSError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(ImportError, AttributeError, ValueError, OSError):
+        import resource
+
+        if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+            found.append(limit)
+    return min((number for number in found if number > 0), default=None)
+
+
 def memory_gb() -> float | None:
-    """Main memory in GB (2**30 bytes), or None where the system does not tell."""
+    """``memory_bytes`` in GB (2**30 bytes), rounded."""
+    found = memory_bytes()
+    return None if found is None else round(found / 2**30, 1)
+
+
+def _group_limits() -> list[int]:
+    """Memory limits of this process's control groups and of all groups that these are in."""
     try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
+        lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = GROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # In a container the path may be the host's: then the root is the container's own group.
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            with suppress(OSError, ValueError):  # no such folder here, or "max"
+                found.append(int((folder / name).read_text()))
+            if folder == root:
+                break
+    return found
+
+
+def size_in_words(number: float) -> str:
+    """``11.7 GB``, ``120 MB``, ``0.3 MB``."""
+    return f"{number / 2**30:,.1f} GB" if number >= 2**30 else f"{number / 2**20:,.3g} MB"
 
 
 def reset_peak_memory() -> bool:
@@ -74,10 +128,37 @@ def versions(owner: str) -> dict[str, str]:
         owner: the distribution that registered the method, with its version.
     """
     found = {"python": platform.python_version(), "method": owner}
-    for name in ("bayes-bench", "torch", "numpy", "scikit-learn", "safetensors"):
+    for name in ("bayes-bench", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors"):
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name.replace("-", "_")] = importlib.metadata.version(name)
     return found
+
+
+@cache
+def checkout() -> dict[str, Any] | None:
+    """The Git commit that this package is run from, and whether tracked files differ from it.
+
+    None for an installed package, and where there is no Git to ask.
+    """
+    package = Path(__file__).resolve().parent
+    if not any((folder / ".git").exists() for folder in package.parents):
+        return None
+
+    def ask(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(package), *arguments],
+            capture_output=True,
+            check=True,
+            encoding="utf-8",
+            timeout=GIT_SECONDS,
+        ).stdout.strip()
+
+    try:
+        ask("ls-files", "--error-unmatch", "__init__.py")  # an environment within somebody's own repository is not it
+        commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(changes)}
 
 
 def code_hash(paths: list[Path]) -> str:

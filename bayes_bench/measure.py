@@ -44,10 +44,10 @@ def measure_again(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         DataError: stored predictions are damaged.
+        DivergenceError: they contain NaN or infinity.
+        StorageError: the record cannot be written.
     """
-    measured = {**record, **measure(store.load_predictions(folder), record)}
-    store.write_json(folder / store.RECORD, measured)
-    return measured
+    return store.write_record(folder, {**record, **measure(store.load_predictions(folder), record)})
 
 
 def recompute_metrics(run_dir: Path) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from itertools import pairwise
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayes_bench import machine
 from bayes_bench.errors import PluginError, UsageError, unknown_name
 from bayes_bench.suite import ConvNetSpec, CustomNetworkSpec, MLPSpec, NetworkSpec, ResNetSpec
 
@@ -143,28 +145,50 @@ def build_network(
         PluginError: the named entry point cannot be imported.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed every GPU
-        if isinstance(spec, MLPSpec):
-            return mlp(math.prod(input_shape), spec.hidden, outputs, spec.activation)
         if isinstance(spec, CustomNetworkSpec):
-            return _custom_network(spec, allow_code)(input_shape, outputs, **spec.options)
-        if len(input_shape) != 3:
-            raise UsageError(
-                f"network {spec.name!r} needs images [C, H, W], but an input has shape {list(input_shape)}; use 'mlp'"
-            )
-        image = (input_shape[0], input_shape[1], input_shape[2])
-        if isinstance(spec, ResNetSpec):
-            return resnet(image, outputs, width=spec.width, blocks=spec.blocks, stages=spec.stages, groups=spec.groups)
-        assert isinstance(spec, ConvNetSpec)
-        return convnet(
-            image,
-            spec.channels,
-            outputs,
-            kernel=spec.kernel,
-            padding=spec.padding,
-            pool=spec.pool,
-            hidden=spec.hidden,
-            activation=spec.activation,
+            function = _custom_network(spec, allow_code)
+            torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would reseed every GPU
+            return function(input_shape, outputs, **spec.options)
+        _require_memory(spec, input_shape, outputs)
+        torch.default_generator.manual_seed(seed)
+        return _build(spec, input_shape, outputs)
+
+
+def _build(spec: NetworkSpec, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    if isinstance(spec, MLPSpec):
+        return mlp(math.prod(input_shape), spec.hidden, outputs, spec.activation)
+    if len(input_shape) != 3:
+        raise UsageError(
+            f"network {spec.name!r} needs images [C, H, W], but an input has shape {list(input_shape)}; use 'mlp'"
+        )
+    image = (input_shape[0], input_shape[1], input_shape[2])
+    if isinstance(spec, ResNetSpec):
+        return resnet(image, outputs, width=spec.width, blocks=spec.blocks, stages=spec.stages, groups=spec.groups)
+    assert isinstance(spec, ConvNetSpec)
+    return convnet(
+        image,
+        spec.channels,
+        outputs,
+        kernel=spec.kernel,
+        padding=spec.padding,
+        pool=spec.pool,
+        hidden=spec.hidden,
+        activation=spec.activation,
+    )
+
+
+def _require_memory(spec: NetworkSpec, input_shape: tuple[int, ...], outputs: int) -> None:
+    """Build the network without memory first: a suite or a record from elsewhere may ask for any size."""
+    try:
+        with torch.device("meta"):
+            needed = sum(parameter.nbytes for parameter in _build(spec, input_shape, outputs).parameters())
+    except (RuntimeError, OverflowError):
+        needed = sys.maxsize  # more than PyTorch can count
+    there = machine.memory_bytes()
+    if there is not None and needed > there / 2:
+        raise UsageError(
+            f"network {spec.name!r}: its weights need {machine.size_in_words(needed)}; at most half of this machine's "
+            f"{machine.size_in_words(there)} may be used; make it smaller"
         )
 
 
@@ -182,7 +206,10 @@ def _custom_network(spec: CustomNetworkSpec, allow_code: Sequence[Path]) -> Call
     file, _, name = spec.entry.rpartition(":")
     path = Path(file).resolve()
     if path not in [allowed.resolve() for allowed in allow_code]:
-        raise UsageError(f"the suite wants to run code from {file}; if you trust it, add --allow-code {file}")
+        remedy = f"if you trust it, add --allow-code {file}"
+        if not path.is_file():
+            remedy = f"there is no such file in {Path.cwd()}: run the command in the folder that {file} counts from"
+        raise UsageError(f"the network is code from {file}; {remedy}")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if module_spec is None or module_spec.loader is None or not path.is_file():
         raise UsageError(f"cannot read the Python file {file}")

@@ -11,23 +11,30 @@ import hashlib
 import json
 import math
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, NamedTuple, Self, final
 
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from bayes_bench.errors import DataError, DivergenceError, PluginError, UnsupportedNetworkError, UsageError
+from bayes_bench.errors import (
+    DataError,
+    DivergenceError,
+    MemoryLimitError,
+    PluginError,
+    UnsupportedNetworkError,
+    UsageError,
+)
 from bayes_bench.examples import Examples, FitData
 from bayes_bench.likelihood import RESERVED, Likelihood
-from bayes_bench.machine import memory_gb
+from bayes_bench.machine import memory_bytes
 from bayes_bench.predictive import (
     ClassPrediction,
     ClassReducer,
@@ -40,11 +47,31 @@ from bayes_bench.predictive import (
 )
 from bayes_bench.prior import GaussianPrior
 from bayes_bench.settings import MethodConfig, explain
-from bayes_bench.stacked import MEMORY_LIMIT, InputScaled, StackedNetwork, take_networks
+from bayes_bench.snapshots import Snapshots
+from bayes_bench.stacked import InputScaled, StackedNetwork, take_networks
 from bayes_bench.store import replacing
-from bayes_bench.training import FitSummary, Monitor, TrainingLoop
+from bayes_bench.training import FitSummary, Monitor, SnapshotMismatchError, TrainingLoop
 
 METADATA = "bayes_bench"
+SLACK, GROWTH = 2**30, 64
+"""Bytes that a method may create while it takes over a stored state, and how many for each of the state's own."""
+
+
+class Held(NamedTuple):
+    """How many networks' weights are in memory at least; a fraction, where parts of them are shared.
+
+    Attributes:
+        fit: while training: with gradients, moments of the optimiser and the like.
+        state: as long as the fitted posterior lives.
+        draw: for a draw of networks, beside the state.
+        drawing: while it is made, where that takes more: noise of a network's size, for example.
+    """
+
+    fit: float
+    state: float
+    draw: float
+    drawing: float = 0
+
 
 WeightSamples = dict[str, Tensor]
 """Name → ``[S, *shape]``: names and shapes of ``network.named_parameters()``, and the likelihood's reserved entries."""
@@ -107,6 +134,16 @@ class WeightPosterior(ABC):
         The runner calls it for every job before the first one starts, and ``fit`` before ``_fit``.
         """
 
+    def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
+        """What a fit on ``data`` and a draw of ``drawn`` networks will hold, for the estimate before a job starts.
+
+        Never more than is true: a job that needs more than there is does not start. A method whose networks share
+        weights says so here; one that knows more than its support, for example of its training, may say more.
+        """
+        if self.support is None:
+            return Held(0, 0, drawn)
+        return Held(self.support, self.support, min(drawn, self.support))
+
     @abstractmethod
     def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
         """Train by driving ``loop``; all randomness comes from the CPU generator ``rng``."""
@@ -125,6 +162,17 @@ class WeightPosterior(ABC):
 
     # What a caller uses -----------------------------------------------------------------------------------
 
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that one evaluation of networks may use for intermediate values; may be set, also before ``fit``."""
+        return self.stacked.memory_limit
+
+    @memory_limit.setter
+    def memory_limit(self, limit: int) -> None:
+        if limit < 1:
+            raise UsageError(f"a memory limit of {limit} bytes leaves nothing to compute in; give at least 1")
+        self.stacked.memory_limit = limit
+
     @final
     def fit(
         self,
@@ -134,6 +182,7 @@ class WeightPosterior(ABC):
         seed: int = 0,
         device: str | torch.device = "cpu",
         monitor: Monitor | None = None,
+        snapshots: Snapshots | str | os.PathLike[str] | None = None,
     ) -> FitSummary:
         """Train on ``data`` within ``budget`` network-example gradient evaluations.
 
@@ -141,6 +190,8 @@ class WeightPosterior(ABC):
             data: training and validation examples, or just a pair ``(x, y)``.
             budget: one network, one example, forward and backward = 1; forward only = 1/3.
             seed: of everything random in training. The global random state is neither read nor changed.
+            snapshots: a folder: a fit that was interrupted goes on from what it has left there, to the same networks.
+                What another fit has left there, on other data for example, is not used.
 
         Raises:
             DataError: the data do not fit the network or the likelihood.
@@ -155,16 +206,42 @@ class WeightPosterior(ABC):
         self.fitted = False  # a fit that fails leaves no half-trained posterior behind
         self._to_device(resolved)
         data = data.to(resolved)
-        loop = TrainingLoop(budget, monitor)
-        started = time.perf_counter()
-        self._fit(data, loop, torch.Generator().manual_seed(seed))
+        if isinstance(snapshots, str | os.PathLike):
+            about = {"seed": seed, "budget": budget, "device": str(resolved), "torch": torch.__version__}
+            snapshots = Snapshots(Path(snapshots), self._identity(data) | about)
+        loop = self._run_fit(data, budget, seed, monitor, snapshots)
         # The draw proves that the method works and that its weights are finite before anything is stored.
         self._draw(8, seed)
         self.fitted = True
-        return loop.summary(
-            seconds=time.perf_counter() - started,
-            parameters_stored=sum(value.numel() for value in self._state().values()),
-        )
+        return loop.summary(parameters_stored=sum(value.numel() for value in self._state().values()))
+
+    def _identity(self, data: FitData) -> dict[str, Any]:
+        """All that a fit on ``data`` follows from, beside what ``fit`` is given."""
+        parts = [data.train, *([data.validation] if data.validation else [])]
+        return {
+            "posterior": self.fingerprint(),
+            "method": self._about(),
+            "prior": repr(self.prior),
+            "memory limit": self.memory_limit,
+            "initial weights": _digest(self.initial.values()),
+            "data": _digest(tensor for part in parts for tensor in (part.x, part.y)),
+        }
+
+    def _run_fit(
+        self, data: FitData, budget: int, seed: int, monitor: Monitor | None, snapshots: Snapshots | None
+    ) -> TrainingLoop:
+        if snapshots is not None:
+            snapshots.begin()
+        while True:
+            rng = torch.Generator().manual_seed(seed)
+            loop = TrainingLoop(budget, monitor, rng=rng, snapshots=snapshots)
+            try:
+                self._fit(data, loop, rng)
+            except SnapshotMismatchError:
+                assert snapshots is not None
+                snapshots.clear("starts again: its snapshot is not one of this fit")
+            else:
+                return loop
 
     @final
     def check_fit(self, data: FitData, budget: int) -> None:
@@ -209,7 +286,7 @@ class WeightPosterior(ABC):
             raise UsageError(f"{type(self).__name__} has no weights yet; call fit or load first")
         size = n if self.support is None else min(n, self.support)
         bytes_each = sum(value.numel() * value.element_size() for value in (self.initial | self.frozen).values())
-        return self._chunks(size, seed, chunk or max(1, MEMORY_LIMIT // (8 * bytes_each)))
+        return self._chunks(size, seed, chunk or max(1, self.memory_limit // (8 * bytes_each)))
 
     def _chunks(self, size: int, seed: int, chunk: int) -> Iterator[WeightSamples]:
         rng = torch.Generator().manual_seed(seed)
@@ -235,8 +312,12 @@ class WeightPosterior(ABC):
 
     @final
     @torch.no_grad()
-    def outputs(self, x: Tensor, weights: Mapping[str, Tensor], *, memory_limit: int = MEMORY_LIMIT) -> Tensor:
-        """Outputs ``[S, B, K]`` of the networks ``weights`` on shared inputs x ``[B, ...]``, in bounded memory."""
+    def outputs(self, x: Tensor, weights: Mapping[str, Tensor], *, memory_limit: int | None = None) -> Tensor:
+        """Outputs ``[S, B, K]`` of the networks ``weights`` on shared inputs x ``[B, ...]``, in bounded memory.
+
+        Args:
+            memory_limit: bytes for intermediate values; default: the posterior's ``memory_limit``.
+        """
         return self.stacked(weights, x.to(self.device), memory_limit=memory_limit)
 
     @final
@@ -246,7 +327,7 @@ class WeightPosterior(ABC):
         x: Tensor,
         weights: Mapping[str, Tensor] | Iterable[Mapping[str, Tensor]],
         *,
-        memory_limit: int = MEMORY_LIMIT,
+        memory_limit: int | None = None,
     ) -> ClassPrediction | ValuePrediction:
         """Mean, entropy and mutual information, or the variances of a regression, of the mixture on x ``[B, ...]``.
 
@@ -254,6 +335,7 @@ class WeightPosterior(ABC):
         are held at once than one of them has.
         """
         draws = [weights] if isinstance(weights, Mapping) else weights
+        memory_limit = self.memory_limit if memory_limit is None else memory_limit
         classes = self.likelihood.kind == "classification"
         chunks: tuple[Tensor, ...] = ()
         reducers: list[Any] = []
@@ -292,12 +374,7 @@ class WeightPosterior(ABC):
         A frozen parameter is part of the network, not of this file.
         """
         path = Path(path)
-        about = {
-            "format": 1,
-            "method": f"{type(self).__module__}:{type(self).__qualname__}",
-            "config": json.loads(self.config.model_dump_json()),
-            "fingerprint": self.fingerprint(),
-        }
+        about = {"format": 1, **self._about(), "fingerprint": self.fingerprint()}
         # Clones: safetensors refuses tensors that share memory, as the views of a stacked tensor do.
         tensors = {name: value.clone().contiguous() for name, value in self.state_dict().items()}
         # One metadata entry: safetensors writes several in no fixed order, and equal posteriors must be equal files.
@@ -318,6 +395,9 @@ class WeightPosterior(ABC):
     ) -> Self:
         """Read what ``save`` wrote, for the same network architecture.
 
+        The file may come from anybody: what it says of itself cannot make the method take much more memory than the
+        file and the network have.
+
         Raises:
             DataError: the file is damaged, of another method, or of another network.
         """
@@ -325,6 +405,8 @@ class WeightPosterior(ABC):
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get(METADATA, "{}"))
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if not (isinstance(about, dict) and isinstance(about.get("config", {}), dict)):
+                raise ValueError("it does not say what it is")
         except Exception as error:  # safetensors raises its own type, OSError or ValueError
             raise DataError(f"cannot read the posterior {path}: {error}") from error
         expected = f"{cls.__module__}:{cls.__qualname__}"
@@ -337,10 +419,14 @@ class WeightPosterior(ABC):
         posterior = cls(network, likelihood, prior, config)
         if about.get("fingerprint") != posterior.fingerprint():
             raise DataError(f"{path} was fitted to another network or likelihood; build those that it was saved with")
+        held = [*state.values(), *posterior.initial.values()]
         try:
-            posterior.load_state_dict(state, device=device)
-            posterior._draw(1, 0)
-        except (PluginError, RuntimeError, KeyError, IndexError) as error:
+            with _BoundedMemory(SLACK + GROWTH * sum(value.nbytes for value in held)):
+                posterior.load_state_dict(state, device=device)
+            drawn = posterior._draw(1, 0)
+            if any(drawn[name].dtype != value.dtype for name, value in posterior.initial.items()):
+                raise TypeError("its weights are of another type than the network's")
+        except Exception as error:  # whatever a method makes of a state that it did not write
             raise DataError(f"{path} does not hold all that {expected} needs: {error}") from error
         return posterior
 
@@ -352,6 +438,10 @@ class WeightPosterior(ABC):
         for value in self.frozen.values():
             digest.update(value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def _about(self) -> dict[str, Any]:
+        method = f"{type(self).__module__}:{type(self).__qualname__}"
+        return {"method": method, "config": json.loads(self.config.model_dump_json())}
 
     # Help for methods -------------------------------------------------------------------------------------
 
@@ -488,16 +578,28 @@ class WeightPosterior(ABC):
             what: what is counted, where it is something else of a network's size.
 
         Raises:
-            UsageError: with the sizes and ``remedy`` ("lower samples").
+            MemoryLimitError: with the sizes and ``remedy`` ("lower samples").
         """
-        each = sum(value.numel() * value.element_size() for value in self.initial.values())
-        needed, there = networks * copies * each, memory_gb()
-        if there is not None and needed > there * 2**29:
+        each = self.network_bytes
+        needed, there = networks * copies * each, memory_bytes()
+        if there is not None and needed > there / 2:
             often = f", {copies} copies of each at times," if copies > 1 else ""
-            raise UsageError(
+            raise MemoryLimitError(
                 f"{networks:,} {what} of {each / 2**20:.3g} MB{often} need {needed / 2**30:,.1f} GB; at most half "
-                f"of this machine's {there:g} GB may be used; {remedy}"
+                f"of this machine's {there / 2**30:.3g} GB may be used; {remedy}"
             )
+
+    @property
+    @final
+    def network_bytes(self) -> int:
+        """Memory of one network's weights, without those that are frozen."""
+        return sum(value.numel() * value.element_size() for value in self.initial.values())
+
+    @final
+    def trained_copies(self, data: FitData) -> int:
+        """Of parameters that Adam trains, for ``_networks_held``: gradients, two moments, the best snapshot of all."""
+        snapshot = data.validation is not None and getattr(self.config, "keep_best", False)
+        return 4 + 3 * snapshot
 
     @final
     def validation_cost(self, data: FitData, networks: int) -> float:
@@ -566,6 +668,32 @@ class WeightPosterior(ABC):
             kept = [value.base, value.scale] if isinstance(value, InputScaled) and value.factored else [value]
             if not all(_finite(part[:1] if part.stride(0) == 0 else part) for part in kept):
                 raise DivergenceError(f"{method} drew weights that are not finite (in {name!r})")
+
+
+class _BoundedMemory(TorchDispatchMode):
+    """Refuses to create more than so many bytes of tensors, before anything is written to them."""
+
+    def __init__(self, limit: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._left = limit
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(value, Tensor):
+                self._left -= value.nbytes
+        if self._left < 0:
+            raise MemoryError("its settings ask for far more memory than it holds")
+        return made
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of types, shapes and values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _finite(value: Tensor) -> bool:

@@ -17,14 +17,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from bayes_bench import metrics, store
+from bayes_bench import metrics, records, store
 from bayes_bench.errors import DataError, UsageError, unknown_name
 from bayes_bench.metrics.reference import CATALOGUE, class_variance
+from bayes_bench.settings import check_values
 from bayes_bench.suite import REFERENCE_SUFFIX, reference_folder, reference_path
 
 FORMAT = 1
@@ -35,6 +37,30 @@ OTHER_NETWORKS = 200
 """Networks kept of a regression: most on the curve, where distances are measured; fewer elsewhere."""
 
 Arrays = dict[str, NDArray[Any]]
+
+
+class _Job(records.Part):
+    seed: records.Count
+    key: records.Hash
+    networks: records.Positive
+    diagnostics: dict[records.Short, float | None]
+
+
+class _About(records.Part):
+    """A reference's metadata, as readers rely on it."""
+
+    identity: records.Hash
+    posterior: records.Table
+    task: records.Short
+    kind: Literal["classification", "regression"]
+    method: records.Short
+    label: records.Short
+    uses_prior: bool | None
+    budget: records.Positive
+    networks: records.Positive
+    jobs: Annotated[list[_Job], Field(min_length=1)]
+    failed_seeds: list[records.Count]
+    resolution: dict[records.Short, float]
 
 
 @dataclass(frozen=True)
@@ -98,7 +124,7 @@ def posterior_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """What defines a posterior and the inputs it predicts, from the fields of a record.
 
     Read are ``data``, ``network``, ``likelihood``, ``prior`` and ``task_spec``; a task's fields are the same
-    (``runner.task_fields``). Numbers of the likelihood are rounded: standardisation makes their last digits differ
+    (``execution.task_fields``). Numbers of the likelihood are rounded: standardisation makes their last digits differ
     between machines.
     """
     curve = record["task_spec"].get("curve")
@@ -152,30 +178,46 @@ def load(name_or_path: str) -> Reference:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get(METADATA, "null"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         raise DataError(f"the reference {path} is damaged: {error}") from error
     if not isinstance(about, dict) or not isinstance(about.get("format"), int) or "posterior" not in about:
         raise DataError(f"{path} is not a reference; make one with: bayes-bench reference RUN METHOD --out FILE")
     if about["format"] > FORMAT:
         raise DataError(f"{path} has format {about['format']}, this version reads up to {FORMAT}; update bayes-bench")
+    try:
+        check_values(about)
+        records.check(_About, about)
+        _check_arrays(arrays)
+    except (UsageError, DataError) as error:
+        raise DataError(f"the reference {path} is damaged: {error}") from error
     return Reference(about, arrays)
+
+
+def _check_arrays(arrays: Arrays) -> None:
+    """Are these arrays of a reference? Whether they go with a job's predictions is looked at where they are compared.
+
+    Raises:
+        DataError: an array of another type or number of dimensions, or with values that are not finite.
+    """
+    dimensions = {"probs": 2, "epistemic_variance": 1, "mean": 3, "noise_std": 3}
+    for name, array in arrays.items():
+        fits = array.dtype == np.float32 and array.ndim == dimensions.get(name.rpartition("/")[2]) and array.size > 0
+        if not (fits and np.isfinite(array).all()):
+            raise DataError(f"its array {name[:80]!a}, {array.dtype} {list(array.shape)}, is none of a reference")
 
 
 def save(reference: Reference, path: Path) -> None:
     """Write the file, atomically; equal references give equal files.
 
     Raises:
-        UsageError: no such folder, or not writable.
+        StorageError: no such folder, or not writable.
     """
     from safetensors.numpy import save as serialise
 
     metadata = {METADATA: json.dumps(reference.about, allow_nan=False)}
     content = serialise({name: np.ascontiguousarray(array) for name, array in reference.arrays.items()}, metadata)
-    try:
-        with store.replacing(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    with store.replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 # Making one -----------------------------------------------------------------------------------------------
@@ -204,6 +246,9 @@ def make(run_dir: Path, label: str, task: str | None, out: Path) -> Reference:
     drawn = [store.load_predictions(folder) for folder, _ in jobs]
     suffix = "/log_probs" if first["kind"] == "classification" else ("/mean", "/noise_std")
     names = [name for name in drawn[0] if name.endswith(suffix) and not name.startswith("validation_ood/")]
+    for predictions in drawn:
+        if any(name not in predictions or predictions[name].shape[1:] != drawn[0][name].shape[1:] for name in names):
+            raise DataError(f"{run_dir}: the jobs of {label!r} hold different arrays; run them again with --fresh")
     merged = {name: np.concatenate([predictions[name] for predictions in drawn]) for name in names}
     positions = {name: drawn[0][name] for name in ("curve/x",) if name in drawn[0]}
     posterior = posterior_of(first)
@@ -215,7 +260,7 @@ def make(run_dir: Path, label: str, task: str | None, out: Path) -> Reference:
         "kind": first["kind"],
         "method": first["method"],
         "label": label,
-        "uses_prior": first["uses_prior"],
+        "uses_prior": first.get("uses_prior"),
         "budget": first["budget"]["total"],
         "networks": sum(record["networks"] for record in records),
         "jobs": [
@@ -229,7 +274,7 @@ def make(run_dir: Path, label: str, task: str | None, out: Path) -> Reference:
         ],
         "failed_seeds": failed,
         "resolution": _resolution(merged, positions, first),
-        "versions": first["versions"],
+        "versions": first.get("versions") or {},
         "command": list(description.get("command") or ()),
     }
     reference = Reference(about, reduce(merged))
@@ -302,7 +347,7 @@ def _jobs_of(
     found.sort(key=lambda item: item[1]["seed"])
     seeds = {record["seed"] for _, record in found}
     variants = {record["variant"] for _, record in found}
-    failed = {record["seed"] for _, record in everything if record["variant"] in variants} - seeds
+    failed = {record["seed"] for _, record in everything if record.get("variant") in variants} - seeds
     return found, sorted(failed)
 
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from bayes_bench.errors import PluginError, UsageError, unknown_name
-from bayes_bench.settings import MethodConfig, Range, Space, explain, search_space
+from bayes_bench.errors import PluginError, UsageError, named, unknown_name
+from bayes_bench.settings import MethodConfig, Range, Space, explain, parse_toml, search_space
 
 if TYPE_CHECKING:
     from bayes_bench.posterior import WeightPosterior
@@ -127,10 +127,26 @@ def resolve_config(name: str, settings: Mapping[str, Any]) -> MethodConfig:
     for key in settings:
         if key not in cls.model_fields:
             raise UsageError(unknown_name(f"setting of method {name!r}:", key, cls.model_fields))
+    given = {key: _as_list(cls.model_fields[key].annotation, value) for key, value in settings.items()}
     try:
-        return cls.model_validate(dict(settings))
+        return cls.model_validate(given)
     except ValidationError as error:
-        raise explain(error, f"method {name!r}") from error
+        raise explain(error, f"method {name!r}", given) from error
+
+
+def _as_list(annotation: Any, value: Any) -> Any:
+    """What ``--set METHOD.KEY=64,64`` gives, text or a single number, as the list that the setting is."""
+    if get_origin(annotation) not in (tuple, list) or isinstance(value, list | tuple):
+        return value
+    if not isinstance(value, str):
+        return [value]
+    if value in ("", "none"):
+        return []
+    try:
+        listed: list[Any] = parse_toml(f"value = [{value}]")["value"]
+    except UsageError:
+        return [part.strip() for part in value.split(",")]
+    return listed
 
 
 def describe_settings(cls: type[MethodConfig]) -> list[SettingDoc]:
@@ -188,11 +204,16 @@ def _owner(point: EntryPoint) -> str:
 
 def _load(point: EntryPoint, what: str) -> Any:
     # A plug-in can fail in any way at import; whatever it is becomes one sentence naming its owner.
+    # Even sys.exit, which is no Exception.
     try:
         return point.load()
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise PluginError(f"{what} of {_owner(point)} is broken: cannot import {point.value} ({reason})") from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C, which compiled modules turn into an ImportError
+            raise KeyboardInterrupt from error
+        raise PluginError(
+            f"{what} of {_owner(point)} is broken: cannot import {point.value} ({named(error)}); "
+            "mend or uninstall it, or choose others with --methods"
+        ) from error
 
 
 def _plain(value: Any) -> str:

@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from bayes_bench import registry, store
-from bayes_bench.errors import DataError, UsageError, unknown_name
+from bayes_bench.errors import DataError, UsageError, named, unknown_name
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
+from bayes_bench.machine import MEMORY_LIMIT_MB
 from bayes_bench.networks import build_network
 from bayes_bench.posterior import WeightPosterior, WeightSamples
 from bayes_bench.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
 from bayes_bench.prior import GaussianPrior
+from bayes_bench.settings import explain
 from bayes_bench.suite import GaussianSpec, HeteroscedasticSpec, LikelihoodSpec, NetworkSpec
 from bayes_bench.tasks import Standardiser
 
@@ -103,22 +105,30 @@ def load(
     folder, record = _find(run_dir, label, task, seed)
     path = folder / store.POSTERIOR
     facts = record["files"].get(store.POSTERIOR)
-    if facts is None or not path.is_file():
+    if facts is None:
         raise DataError(f"{path} is missing; run the job again to make it anew")
-    if store.file_facts(path)["sha256"] != facts["sha256"]:
-        raise DataError(f"{path} is damaged (its checksum differs); run the job again with --fresh")
-    units = Standardiser(
-        **{name: np.asarray(v, dtype=np.float64) for name, v in record["data"]["standardiser"].items()}
-    )
+    try:
+        store.check_file(path, facts)
+    except DataError as error:
+        raise DataError(f"{error}; run the job again with --fresh") from error
+    try:
+        units = _standardiser(record)
+        likelihood, prior = _likelihood(record, units), GaussianPrior(**record["prior"])
+        spec: NetworkSpec = TypeAdapter(NetworkSpec).validate_python(record["network"]["spec"])
+        seeds = record["seeds"]["network"], record["seeds"]["sample"]
+        memory_limit = max(1, int(record["machine"].get("memory_limit_mb", MEMORY_LIMIT_MB)))
+        if likelihood.output_width != record["network"]["outputs"]:
+            raise ValueError("its network has another number of outputs than its likelihood")
+    except (ValueError, LookupError, TypeError) as error:
+        reason = str(explain(error, "network")) if isinstance(error, ValidationError) else named(error)
+        raise DataError(f"{folder / store.RECORD} is damaged: {reason}") from error
     shape = tuple(record["network"]["input_shape"])
-    spec: NetworkSpec = TypeAdapter(NetworkSpec).validate_python(record["network"]["spec"])
-    network = build_network(spec, shape, record["network"]["outputs"], record["seeds"]["network"], tuple(allow_code))
-    posterior = registry.method_class(record["method"]).load(
-        path, network, _likelihood(record, units), GaussianPrior(**record["prior"])
-    )
-    weights = posterior.sample(record["networks"], seed=record["seeds"]["sample"])
-    data = record["data"]
-    return FittedJob(record, posterior, weights, units, shape, tuple(data["classes"]), tuple(data["features"]))
+    network = build_network(spec, shape, likelihood.output_width, seeds[0], tuple(allow_code))
+    posterior = registry.method_class(record["method"]).load(path, network, likelihood, prior)
+    posterior.memory_limit = memory_limit * 2**20
+    weights = posterior.sample(record["networks"], seed=seeds[1])
+    classes, features = record["data"]["classes"], record["data"].get("features") or ()
+    return FittedJob(record, posterior, weights, units, shape, tuple(classes), tuple(features))
 
 
 def _find(run_dir: Path, label: str, task: str | None, seed: int | None) -> tuple[Path, dict[str, Any]]:
@@ -137,7 +147,24 @@ def _find(run_dir: Path, label: str, task: str | None, seed: int | None) -> tupl
             )
     lowest = min(record["seed"] for _, record in found)
     same_seed = [item for item in found if item[1]["seed"] == lowest]
-    return max(same_seed, key=lambda item: (item[1]["key"] in planned, item[1]["finished"]))
+    return max(same_seed, key=lambda item: (item[1]["key"] in planned, item[1].get("finished") or ""))
+
+
+def _standardiser(record: Mapping[str, Any]) -> Standardiser:
+    """As the task made it, from what the record says.
+
+    Raises:
+        ValueError, TypeError: the record has no such numbers.
+    """
+    units = Standardiser(**{k: np.asarray(v, dtype=np.float64) for k, v in record["data"]["standardiser"].items()})
+    shape = tuple(record["network"]["input_shape"])
+    if np.broadcast_shapes(units.x_mean.shape, units.x_std.shape, shape) != shape:
+        raise ValueError("the units of the inputs do not go with their shape")
+    if units.y_mean.ndim != 1 or units.y_std.shape != units.y_mean.shape:
+        raise ValueError("the units of the targets do not go together")
+    if not ((units.x_std > 0).all() and (units.y_std > 0).all()):
+        raise ValueError("a standard deviation is not positive")
+    return units
 
 
 def _likelihood(record: Mapping[str, Any], units: Standardiser) -> Likelihood:
@@ -148,6 +175,7 @@ def _likelihood(record: Mapping[str, Any], units: Standardiser) -> Likelihood:
     dimensions = len(units.y_mean)
     if isinstance(spec, HeteroscedasticSpec):
         return HeteroscedasticGaussian(dimensions)
-    assert isinstance(spec, GaussianSpec)
+    if not isinstance(spec, GaussianSpec):
+        raise ValueError("its likelihood is for classes")
     noise = spec.noise_std
     return Gaussian(noise if isinstance(noise, str) else noise / float(units.y_std[0]), dimensions)

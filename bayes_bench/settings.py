@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from bayes_bench.errors import UsageError
+from bayes_bench.errors import UNPRINTABLE, UsageError
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # also a safe file name
+DEEPEST = 40
+"""Levels of lists and tables within each other."""
+LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, 1e100
+"""Beyond these, sums of squares and axes of figures would overflow."""
+LONGEST_SHOWN = 200
+"""Characters of a wrong value in a message."""
 
 
 class Settings(BaseModel):
     """Frozen, and unknown keys are errors. The base of everything a user can write in a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_as_a_number(cls, values: Any) -> Any:
+        """Pydantic would take true for 1."""
+        for name, info in cls.model_fields.items():
+            if info.annotation in (int, float) and isinstance(values, Mapping) and isinstance(values.get(name), bool):
+                raise ValueError(f"{name} is a number, not {str(values[name]).lower()}")
+        return values
 
 
 @dataclass(frozen=True)
@@ -112,12 +130,103 @@ def _space(info: FieldInfo, tune: dict[str, Any] | list[Any]) -> Space:
     return choices
 
 
-def explain(error: ValidationError, where: str) -> UsageError:
-    """Turn pydantic's report into one sentence: where, which key, what is wrong, what was given."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] in ("missing", "extra_forbidden") else f" (got {first['input']!r})"
-    more = error.error_count() - 1
+def check_values(content: Any) -> None:
+    """No value in JSON or TOML that a reader could stumble over, wherever it stands.
+
+    Raises:
+        UsageError: nested too deeply, a number that is not finite or too large, or a text that is not printable.
+    """
+    for loc, objection in _objections(content, ()):
+        place = _place(loc, content)
+        raise UsageError(f"{place}: {objection}" if place else objection)
+
+
+def _objections(value: Any, loc: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
+    if len(loc) > DEEPEST:
+        yield loc[:3], f"nested more than {DEEPEST} levels deep"
+    elif isinstance(value, str) and UNPRINTABLE.search(value):
+        yield loc, "it holds control characters"
+    elif isinstance(value, float) and not abs(value) <= LARGEST_NUMBER:
+        yield loc, f"it is a number that is not finite or beyond {LARGEST_NUMBER:g}"
+    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        yield loc, "it is an integer beyond 64 bits"
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _objections(key, loc)
+            yield from _objections(item, (*loc, key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _objections(item, (*loc, index))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML from anywhere.
+
+    Raises:
+        UsageError: not valid, or with values that ``check_values`` refuses.
+    """
+    try:
+        content = tomllib.loads(text)
+    except RecursionError as error:
+        raise UsageError("not valid TOML: nested too deeply") from error
+    except ValueError as error:  # also an integer of more digits than Python reads
+        raise UsageError(f"not valid TOML: {error}") from error
+    check_values(content)
+    return content
+
+
+def explain(error: ValidationError, where: str, content: Any = None) -> UsageError:
+    """Turn pydantic's report into one sentence: where, which key, what is wrong, what was given.
+
+    With the ``content`` that was checked, things in lists are called by their names, ``tasks['digits']``, and what is
+    wrong with one value by every type that it could have had is one problem.
+    """
+    found: list[Any] = error.errors(include_url=False)
+    problems: dict[str, list[Any]] = {}
+    for problem in found:
+        loc = problem["loc"]
+        # A list without its wrong entries may be too short, which is nobody's mistake.
+        if problem["type"] != "too_short" or not any(
+            other["loc"][: len(loc)] == loc != other["loc"] for other in found
+        ):
+            problems.setdefault(_place(problem["loc"], content, missing=problem["type"] == "missing"), []).append(
+                problem
+            )
+    key, first = next(iter(problems.items()))
+    messages = list(dict.fromkeys(_message(problem) for problem in first))
+    given = "" if first[0]["type"] in ("missing", "extra_forbidden") else f" (got {_shown(first[0]['input'])})"
+    more = len(problems) - 1
     tail = f"; and {more} more problem{'s' if more > 1 else ''}" if more else ""
-    return UsageError(f"{where}: {key + ': ' if key else ''}{message}{given}{tail}")
+    return UsageError(f"{where}: {key + ': ' if key else ''}{', or: '.join(messages)}{given}{tail}")
+
+
+def _place(loc: Sequence[Any], content: Any, missing: bool = False) -> str:
+    """The path of keys to a value, without the parts by which pydantic tells the types of one value apart.
+
+    ``missing``: the last key is none of the content's.
+    """
+    path = ""
+    for position, part in enumerate(loc):
+        if isinstance(content, dict) and part in content:
+            content = content[part]
+        elif isinstance(content, list | tuple) and isinstance(part, int) and part < len(content):
+            content = content[part]
+            name = content.get("name", content.get("label")) if isinstance(content, dict) else None
+            if isinstance(name, str):
+                path += f"[{_shown(name)}]"
+                continue
+        elif content is not None and not (missing and position == len(loc) - 1):
+            continue
+        path += f".{part}" if path else str(part)
+    return path
+
+
+def _message(problem: Any) -> str:
+    if problem["type"] == "string_pattern_mismatch" and problem["ctx"]["pattern"] == NAME_PATTERN:
+        return "a name has letters, digits, '_', '-' and '.', at most 64, and starts with a letter or a digit"
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"

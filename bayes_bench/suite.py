@@ -7,7 +7,6 @@ checked here as far as it needs no data; ``bayes_bench.tasks`` turns a ``TaskSpe
 from __future__ import annotations
 
 import re
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,10 +14,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bayes_bench.errors import UsageError, unknown_name
-from bayes_bench.settings import Settings, explain, setting
+from bayes_bench.settings import NAME_PATTERN, Settings, explain, parse_toml, setting
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # also a safe file name
 REFERENCE_SUFFIX = ".safetensors"
+LARGEST_SEED = 2**63 - 1
+LARGEST_SUITE = 4 * 2**20
+"""Bytes of a suite's file; no suite comes near."""
+Width = Annotated[int, Field(gt=0, le=10_000_000)]
+Widths = Annotated[tuple[Width, ...], Field(max_length=1000)]
 Activation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu"]
 
 
@@ -26,7 +29,7 @@ class MLPSpec(Settings):
     """A multilayer perceptron; inputs are flattened."""
 
     name: Literal["mlp"] = "mlp"
-    hidden: tuple[Annotated[int, Field(gt=0)], ...] = setting((100,), "widths of the hidden layers")
+    hidden: Widths = setting((100,), "widths of the hidden layers")
     activation: Activation = "relu"
 
 
@@ -34,11 +37,11 @@ class ConvNetSpec(Settings):
     """Convolutions, each followed by the activation and max-pooling, then linear layers."""
 
     name: Literal["convnet"] = "convnet"
-    channels: tuple[Annotated[int, Field(gt=0)], ...] = setting((32, 32), "output channels of the convolutions")
-    kernel: int = setting(5, "kernel size of every convolution", gt=0)
-    padding: int = setting(0, "zero padding of every convolution", ge=0)
-    pool: int = setting(2, "size of the max-pooling after every convolution", gt=0)
-    hidden: tuple[Annotated[int, Field(gt=0)], ...] = setting((), "widths of the linear layers before the output")
+    channels: Widths = setting((32, 32), "output channels of the convolutions")
+    kernel: int = setting(5, "kernel size of every convolution", gt=0, le=10_000)
+    padding: int = setting(0, "zero padding of every convolution", ge=0, le=10_000)
+    pool: int = setting(2, "size of the max-pooling after every convolution", gt=0, le=10_000)
+    hidden: Widths = setting((), "widths of the linear layers before the output")
     activation: Activation = "leaky_relu"
 
 
@@ -46,10 +49,10 @@ class ResNetSpec(Settings):
     """A small residual network with group normalisation (batch statistics would couple examples)."""
 
     name: Literal["resnet"] = "resnet"
-    width: int = setting(16, "channels of the first stage; doubled at each later stage", gt=0)
-    blocks: int = setting(1, "residual blocks per stage", gt=0)
-    stages: int = setting(3, "number of stages, each halving the resolution but the first", gt=0)
-    groups: int = setting(4, "groups of the group normalisation", gt=0)
+    width: Width = setting(16, "channels of the first stage; doubled at each later stage")
+    blocks: int = setting(1, "residual blocks per stage", gt=0, le=1000)
+    stages: int = setting(3, "number of stages, each halving the resolution but the first", gt=0, le=16)
+    groups: Width = setting(4, "groups of the group normalisation")
 
 
 class CustomNetworkSpec(Settings):
@@ -97,14 +100,17 @@ class PriorSpec(Settings):
     )
 
 
+Position = Annotated[float, Field(ge=-1e30, le=1e30)]
+
+
 class CurveSpec(Settings):
     """For 1-D regression: the grid that curves are drawn on, and the regions their variance is averaged over."""
 
-    low: float
-    high: float
-    points: int = Field(241, gt=1)
-    inside: tuple[tuple[float, float], ...] = setting(..., "intervals with training data")
-    gap: tuple[tuple[float, float], ...] = setting((), "intervals without training data between intervals with")
+    low: Position
+    high: Position
+    points: int = Field(241, gt=1, le=1_000_000)
+    inside: tuple[tuple[Position, Position], ...] = setting(..., "intervals with training data")
+    gap: tuple[tuple[Position, Position], ...] = setting((), "intervals without training data between intervals with")
 
     @model_validator(mode="after")
     def _ordered(self) -> CurveSpec:
@@ -154,7 +160,7 @@ class TaskSpec(Settings):
     @field_validator("reference")
     @classmethod
     def _name_or_file(cls, value: str | None) -> str | None:
-        if value is not None and not value.endswith(REFERENCE_SUFFIX) and not re.match(NAME_PATTERN, value):
+        if value is not None and not value.endswith(REFERENCE_SUFFIX) and not re.fullmatch(NAME_PATTERN, value):
             raise ValueError(f"a reference is the name of a shipped one or a file that ends in {REFERENCE_SUFFIX}")
         return value
 
@@ -181,7 +187,7 @@ class SuiteSpec(Settings):
     description: str = ""
     tasks: tuple[TaskSpec, ...] = Field(..., min_length=1)
     methods: tuple[MethodEntry, ...] = setting((), "run when the command line names no methods")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...] = Field((0, 1, 2), min_length=1)
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -228,7 +234,8 @@ def load_suite(name_or_path: str) -> SuiteSpec:
     """A shipped suite by its name, or a user's own by the path of its TOML file.
 
     Raises:
-        UsageError: no such suite, unreadable TOML (with its line), or a wrong key or value (with its path).
+        UsageError: no such suite, no file or a large one, unreadable TOML (with its line), or a wrong key or value
+            (with its path).
     """
     shipped = shipped_suites()
     path = shipped.get(name_or_path)
@@ -237,17 +244,17 @@ def load_suite(name_or_path: str) -> SuiteSpec:
         if path.suffix != ".toml":
             raise UsageError(unknown_name("suite", name_or_path, shipped) + " (or give the path of a .toml file)")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = _with_absolute_paths(parse_toml(_read(path)), path.resolve().parent)
     except OSError as error:
         raise UsageError(f"cannot read the suite {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not valid TOML: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     try:
-        suite = SuiteSpec.model_validate(_with_absolute_paths(content, path.resolve().parent))
+        suite = SuiteSpec.model_validate(content)
     except ValidationError as error:
-        raise explain(error, str(path)) from error
+        raise explain(error, str(path), content) from error
     from bayes_bench.data import check_task  # here, because the data sources build on this module
 
     for task in suite.tasks:
@@ -256,6 +263,16 @@ def load_suite(name_or_path: str) -> SuiteSpec:
         except UsageError as error:
             raise UsageError(f"{path}: task {task.name!r}: {error}") from error
     return suite
+
+
+def _read(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise UsageError("it is not a file")  # a pipe would be waited for without end
+    with path.open("rb") as file:
+        content = file.read(LARGEST_SUITE + 1)
+    if len(content) > LARGEST_SUITE:
+        raise UsageError(f"it has more than {LARGEST_SUITE:,} bytes")
+    return content.decode("utf-8")
 
 
 def _with_absolute_paths(value: Any, folder: Path) -> Any:
@@ -269,11 +286,18 @@ def _with_absolute_paths(value: Any, folder: Path) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        key: str(folder / Path(item).expanduser())
+        key: str(folder / _expanded(item))
         if isinstance(item, str) and _names_file(key, item, value)
         else _with_absolute_paths(item, folder)
         for key, item in value.items()
     }
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"no home folder for {path!r}; write the whole path") from error
 
 
 def _names_file(key: str, item: str, table: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -15,11 +16,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from bayes_bench.errors import printable
 from bayes_bench.jobs import Job, Observer, expected_seconds, find_finished
 from bayes_bench.tuning import Result, Trial, plain
 
 if TYPE_CHECKING:
     from bayes_bench.reference import Reference
+    from bayes_bench.repeat import ArrayDifference, Repetition
+    from bayes_bench.verification import Difference
 
 PIPE_WIDTH = 160
 """Columns of tables that do not go to a terminal, where nothing is gained by folding them."""
@@ -53,7 +57,7 @@ BEST_TRIALS = 5
 
 def stdout() -> Console:
     """Tables and results."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, emoji=False)
 
 
 def duration(seconds: float | None) -> str:
@@ -69,14 +73,14 @@ def outcome(record: Mapping[str, Any]) -> str:
     """One job's result in a few words."""
     if record["status"] != "ok":
         return f"failed: {record['error']}"
-    values = {row["name"]: row["value"] for row in record["metrics"]}
+    values = {row["name"]: row["value"] for row in record.get("metrics") or ()}
     wanted = HEADLINES[record["kind"]][:2]
     shown = [
         f"{header} {number(values[name], factor, decimals)}"
         for name, header, factor, decimals in wanted
         if values.get(name) is not None
     ]
-    return ", ".join([*shown, *(f"alarm: {alarm}" for alarm in record["alarms"])])
+    return ", ".join([*shown, *(f"alarm: {alarm}" for alarm in record.get("alarms") or ())])
 
 
 def number(value: float, factor: float, decimals: int | None) -> str:
@@ -98,7 +102,11 @@ class PlainProgress(Observer):
         pass
 
     def message(self, sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
+        self._say(printable(sentence))
+
+    def _say(self, line: str) -> None:
+        with suppress(OSError):  # the reader has gone, or a log's disk is full: no reason to end a run
+            print(line, file=sys.stderr, flush=True)
 
     def finished(
         self,
@@ -111,7 +119,7 @@ class PlainProgress(Observer):
     ) -> None:
         took = "already finished" if seconds is None else duration(seconds)
         left = f" ({duration(seconds_left)} left)" if seconds is not None and seconds_left else ""
-        print(f"[{number}/{total}] {job.name}: {took}; {outcome(record)}{left}", file=sys.stderr, flush=True)
+        self._say(f"[{number}/{total}] {job.name}: {took}; {outcome(record)}{left}")
 
 
 class FailuresOnly(PlainProgress):
@@ -131,7 +139,7 @@ class FailuresOnly(PlainProgress):
 
 
 class LiveProgress(PlainProgress):
-    """Two bars on stderr, of the run and of the job, under the lines of the finished jobs."""
+    """Bars on stderr, of the run and of every job that runs, under the lines of the finished jobs."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -139,11 +147,12 @@ class LiveProgress(PlainProgress):
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:3.0f} %"),
             TextColumn("{task.fields[left]}"),
-            console=Console(stderr=True, highlight=False),
+            console=Console(stderr=True, highlight=False, emoji=False),
             transient=True,
         )
         self._all: TaskID = self._progress.add_task("preparing", total=1.0, left="")
-        self._job: TaskID = self._progress.add_task("", total=1.0, left="", visible=False)
+        self._bars: dict[int, TaskID] = {}
+        self._fractions: dict[int, float] = {}
         self._total, self._done = 1, 0
 
     def __enter__(self) -> Self:
@@ -154,17 +163,24 @@ class LiveProgress(PlainProgress):
         self._progress.stop()
 
     def message(self, sentence: str) -> None:
-        self._progress.console.print(f"[yellow]{escape(sentence)}[/]")
+        self._say(f"[yellow]{escape(printable(sentence))}[/]")
+
+    def _say(self, line: str) -> None:
+        with suppress(OSError):  # the terminal has gone
+            self._progress.console.print(line)
 
     def started(self, job: Job, number: int, total: int, seconds_left: float | None) -> None:
-        self._total, self._done = total, number - 1
-        self._progress.update(self._job, description=escape(job.name), completed=0.0, left="", visible=True)
-        self._advance(0.0, seconds_left)
+        self._total = total
+        self._remove(job)  # of an attempt before this one
+        self._bars[id(job)] = self._progress.add_task(escape(job.name), total=1.0, left="")
+        self._fractions[id(job)] = 0.0
+        self._advance(seconds_left)
 
     def progress(self, job: Job, fraction: float, values: Mapping[str, float], seconds_left: float | None) -> None:
         shown = "  ".join(f"{name} {value:.3g}" for name, value in list(values.items())[:3])
-        self._progress.update(self._job, completed=fraction, left=escape(shown))
-        self._advance(fraction, seconds_left)
+        self._progress.update(self._bars[id(job)], completed=fraction, left=escape(shown))
+        self._fractions[id(job)] = fraction
+        self._advance(seconds_left)
 
     def finished(
         self,
@@ -178,19 +194,24 @@ class LiveProgress(PlainProgress):
         self._total, self._done = total, number
         mark = "[green]✓[/]" if record["status"] == "ok" else "[red]✗[/]"
         took = "already finished" if seconds is None else duration(seconds)
-        self._progress.console.print(f"{mark} {escape(f'{job.name}: {took}; {outcome(record)}')}")
-        self._progress.update(self._job, visible=False)
+        self._say(f"{mark} {escape(f'{job.name}: {took}; {outcome(record)}')}")
+        self._remove(job)
         if number == total:
             self._progress.update(self._all, description="writing the report", completed=1.0, left="")
         else:
-            self._advance(0.0, seconds_left)
+            self._advance(seconds_left)
 
-    def _advance(self, fraction: float, seconds_left: float | None) -> None:
+    def _remove(self, job: Job) -> None:
+        if (bar := self._bars.pop(id(job), None)) is not None:
+            self._progress.remove_task(bar)
+            del self._fractions[id(job)]
+
+    def _advance(self, seconds_left: float | None) -> None:
         left = "" if seconds_left is None else f"about {duration(seconds_left)} left"
         self._progress.update(
             self._all,
             description=f"{self._done} of {self._total} jobs",
-            completed=(self._done + fraction) / self._total,
+            completed=(self._done + sum(self._fractions.values())) / self._total,
             left=left,
         )
 
@@ -216,7 +237,7 @@ def table(
         justify: Literal["left", "right"] = "right" if index >= numbers_from else "left"
         made.add_column(escape(header), justify=justify, overflow="fold", no_wrap=index < whole)
     for row in rows:
-        made.add_row(*(escape(cell) for cell in row))
+        made.add_row(*(escape(printable(cell)) for cell in row))
     return made
 
 
@@ -228,7 +249,7 @@ def result_tables(run_dir: Path) -> list[Table]:
     if not records:
         return []
     results = results_frame(records)
-    kinds = {(record["suite"], record["task"]): record["kind"] for record in records}
+    kinds = {(record["suite"], record["task"]): record.get("kind") or "classification" for record in records}
     summary = summary_frame(results)
     tables = []
     for names, group in summary.groupby(["suite", "task"], sort=False):
@@ -274,14 +295,14 @@ def reference_tables(made: Reference) -> list[Table]:
     return tables
 
 
-def plan_table(jobs: Sequence[Job], run_dir: Path, device: str, fresh: bool) -> tuple[Table, str]:
+def plan_table(jobs: Sequence[Job], run_dir: Path, device: str, memory_limit_mb: int, fresh: bool) -> tuple[Table, str]:
     """What a run would do, and a sentence with the expected time and disk space. Trains and writes nothing."""
     groups: dict[tuple[str, str, str], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.suite, job.task.name, job.label), []).append(job)
     rows, waiting = [], []
     for (suite, task, label), members in groups.items():
-        ahead = [job for job in members if fresh or not find_finished(job, run_dir, device)]
+        ahead = [job for job in members if fresh or not find_finished(job, run_dir, device, memory_limit_mb)]
         waiting += ahead
         first = members[0]
         rows.append(
@@ -306,6 +327,35 @@ def plan_table(jobs: Sequence[Job], run_dir: Path, device: str, fresh: bool) -> 
         f"disk: {disk}"
     )
     return table(headers, rows, numbers_from=4), sentence
+
+
+# Looking again --------------------------------------------------------------------------------------------
+
+
+def differences_table(differences: Sequence[Difference], title: str = "") -> Table:
+    """What is not as it was recorded, a row each."""
+    rows = [[one.where, one.kind, one.what, one.recorded, one.found] for one in differences]
+    return table(["where", "kind", "what", "in the record", "now"], rows, title=title)
+
+
+def arrays_table(arrays: Sequence[ArrayDifference]) -> Table:
+    """By how much stored arrays differ, a row each."""
+    rows = [
+        [one.name, one.problem or f"{one.differing:,} of {one.size:,}", "" if one.problem else f"{one.largest:.3g}"]
+        for one in arrays
+    ]
+    return table(["array", "values that differ", "at most by"], rows, numbers_from=1)
+
+
+def repetition(found: Repetition) -> str:
+    """How a repeated job compares, in a sentence."""
+    record = found.record
+    if record["status"] != "ok":
+        how = "it fails in the same way" if found.same else "it fails"
+        return f"{how}: {record['error']}"
+    if found.same:
+        return "the same, bit for bit"
+    return f"not the same: {len(found.arrays)} arrays and {len(found.differences)} other values differ"
 
 
 # Tuning ---------------------------------------------------------------------------------------------------

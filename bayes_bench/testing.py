@@ -13,10 +13,12 @@ A check raises ``AssertionError`` with a sentence that tells the author what to 
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +36,10 @@ from bayes_bench.networks import convnet, mlp
 from bayes_bench.posterior import WeightPosterior, WeightSamples
 from bayes_bench.prior import GaussianPrior
 from bayes_bench.settings import MethodConfig
+from bayes_bench.snapshots import Snapshots
+from bayes_bench.stacked import InputScaled
+from bayes_bench.stopping import Stop
+from bayes_bench.training import FitSummary
 
 Method = type[WeightPosterior]
 BUDGET = 30_000
@@ -275,6 +281,44 @@ def check_save_and_load(method: Method) -> None:
         )
 
 
+class _StopAfter(Stop):
+    """Asks a fit to stop when it has looked ``looks`` times whether it should."""
+
+    def __init__(self, looks: float):
+        super().__init__()
+        self.limit, self.looks = looks, 0
+
+    @property
+    def requested(self) -> bool:
+        self.looks += 1
+        return self.looks > self.limit
+
+
+def check_interrupted_fit_goes_on(method: Method) -> str:
+    problem = classification()
+
+    def fit(folder: str, looks: float = math.inf) -> tuple[WeightPosterior, FitSummary, int]:
+        stop = _StopAfter(looks)
+        kept = Snapshots(Path(folder), {"method": method.__qualname__}, every=math.inf, stop=stop)
+        posterior = method(problem.network, problem.likelihood)
+        summary = posterior.fit(problem.data, budget=BUDGET // 3, seed=3, snapshots=kept)
+        return posterior, summary, stop.looks
+
+    with tempfile.TemporaryDirectory() as folder:
+        expected, _, looks = fit(folder)
+    found, went_on = expected, False
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (looks // 3, looks // 4, looks):
+            with suppress(KeyboardInterrupt):
+                found, summary, _ = fit(folder, part)
+                went_on = summary.interruptions > 0
+    assert _equal(expected.sample(4, seed=1), found.sample(4, seed=1)), (
+        "a fit that went on from a snapshot ends with other networks: give loop.run everything that a step changes "
+        "as its state: weights, optimisers, minibatches, counters (Stateful)"
+    )
+    return "" if went_on else "keeps no snapshots: an interrupted job starts again; see the argument state of loop.run"
+
+
 def check_stacked_equals_loop(method: Method) -> None:
     for make_problem in (classification, images):
         problem, posterior = make_problem(), _fitted(method, make_problem)
@@ -326,6 +370,23 @@ def check_tied_parameters(method: Method) -> None:
     assert "second.weight" not in weights, "a tied weight appears twice: use the names of named_parameters()"
 
 
+def check_memory_is_not_overstated(method: Method) -> None:
+    problem = classification()
+    posterior = problem.fit(method)
+    drawn = 50
+    weights = posterior.sample(drawn, seed=0)
+    # What all networks share is held once; of factors also their product, which is made for the Gram matrices.
+    copies = {name: len(w) + isinstance(w, InputScaled) if w.stride(0) else 1 for name, w in weights.items()}
+    sizes = [copies[name] * w.element_size() * w[0].numel() for name, w in weights.items()]
+    state = sum(value.element_size() * value.numel() for value in posterior.state_dict().values())
+    held = posterior._networks_held(drawn, problem.data, BUDGET)
+    for what, count, size in (("a draw", held.draw, sum(sizes)), ("the state", held.state, state)):
+        assert count * posterior.network_bytes <= size, (
+            f"_networks_held says that {what} holds {count:g} networks, but it holds "
+            f"{size / posterior.network_bytes:g}: jobs that fit would be refused; override it"
+        )
+
+
 def _flat(weights: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([value.reshape(len(value), -1) for value in weights.values()], dim=1)
 
@@ -334,20 +395,20 @@ def _equal(left: WeightSamples, right: WeightSamples) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-CHECKS: tuple[Callable[[Method], None], ...] = tuple(
-    value for name, value in list(globals().items()) if name.startswith("check_")
-)
+Check = Callable[[Method], str | None]
+"""A check of a method; a sentence that it returns is told though it passed."""
+
+CHECKS: tuple[Check, ...] = tuple(value for name, value in list(globals().items()) if name.startswith("check_"))
 """Every check, in the order of this file."""
 
 
-def check(method: Method, checks: Sequence[Callable[[Method], None]] = CHECKS) -> list[CheckResult]:
+def check(method: Method, checks: Sequence[Check] = CHECKS) -> list[CheckResult]:
     """Run the checks; an exception that is no assertion is a failure with its place."""
     results = []
     for run in checks:
         name = run.__name__.removeprefix("check_").replace("_", " ")
         try:
-            run(method)
-            results.append(CheckResult(name, True, ""))
+            results.append(CheckResult(name, True, run(method) or ""))
         except AssertionError as error:
             results.append(CheckResult(name, False, str(error)))
         except Exception as error:

@@ -19,12 +19,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from bayes_bench import jobs, metrics, registry, store
+from pydantic import Field
+
+from bayes_bench import jobs, metrics, records, registry, store
 from bayes_bench.errors import DataError, DivergenceError, UsageError, named, unknown_name
 from bayes_bench.jobs import Job, Override
-from bayes_bench.settings import Range, Space, search_space
+from bayes_bench.machine import MEMORY_LIMIT_MB
+from bayes_bench.settings import Range, Space, check_values, search_space
 from bayes_bench.suite import SuiteSpec, TaskSpec
 
 if TYPE_CHECKING:
@@ -84,7 +87,7 @@ class Search:
         config = registry.resolve_config(self.method, complete).model_dump(mode="json")
         return [job.model_copy(update={"settings": complete, "config": config}) for job in self.jobs]
 
-    def identity(self, checksum: str, device: str) -> dict[str, Any]:
+    def identity(self, checksum: str, device: str, memory_limit_mb: int = MEMORY_LIMIT_MB) -> dict[str, Any]:
         """All that must be the same for a search to be continued, in parts that a sentence can name."""
         first = self.jobs[0]
         parts = {
@@ -99,6 +102,7 @@ class Search:
             "budget": first.budget,
             "data": checksum,
             "device": device,
+            "memory limit": memory_limit_mb,
         }
         same: dict[str, Any] = json.loads(json.dumps(parts))
         return same
@@ -245,6 +249,7 @@ def tune(
     threads: int | None = None,
     data_root: Path | None = None,
     allow_code: Sequence[Path] = (),
+    memory_limit_mb: int = MEMORY_LIMIT_MB,
     command: Sequence[str] = (),
     watch: Watch | None = None,
 ) -> Result:
@@ -261,7 +266,7 @@ def tune(
         PluginError: the method is broken.
     """
     check(out)
-    from bayes_bench import runner
+    from bayes_bench import execution
     from bayes_bench.posterior import resolve_device
     from bayes_bench.tasks import build_task
 
@@ -270,73 +275,76 @@ def tune(
     task = build_task(search.task, data_root, allow_code)
     if not task.fit_data.validation:
         raise UsageError(f"task {search.task.name!r} has no validation data, by which tuning could choose")
-    runner.build_posterior(search.jobs[0], task).check_fit(task.fit_data, search.jobs[0].budget)
+    execution.build_posterior(search.jobs[0], task).check_fit(task.fit_data, search.jobs[0].budget)
     outside = task.likelihood.kind == "classification" and task.validation_ood
     rule = Rule("val_ood_auroc" if outside else "val_nll")
-    with store.locked(out), runner.settled(place), runner.limited_threads(threads or runner.default_threads(task)):
+    with (
+        store.locked(out),
+        execution.settled(place),
+        execution.limited_threads(threads or execution.default_threads(task)),
+        store.writing(out),
+    ):
+        identity = search.identity(task.checksum, place.type, memory_limit_mb)
+        journal = _Journal(out, rule, search.space, identity)
+
+        def so_far(interrupted: bool = False) -> Result:
+            done = tuple(journal.trials())
+            result = Result(search, rule, done, trials, interrupted, _snippet(search, rule, done, command))
+            _write(out, result)
+            return result
+
         try:
-            journal = _Journal(out, rule, search.identity(task.checksum, place.type))
-
-            def so_far(interrupted: bool = False) -> Result:
-                done = tuple(journal.trials())
-                result = Result(search, rule, done, trials, interrupted, _snippet(search, rule, done, command))
-                _write(out, result)
-                return result
-
-            try:
-                runner.warm_up()
+            execution.warm_up()
+            result = so_far()
+            durations: list[float] = []
+            while len(result.trials) < trials:
+                started = time.perf_counter()
+                trial = _run_trial(result, task, place, memory_limit_mb)
+                journal.add(trial, search.space)
                 result = so_far()
-                durations: list[float] = []
-                while len(result.trials) < trials:
-                    started = time.perf_counter()
-                    trial = _run_trial(result, task, place)
-                    journal.add(trial, search.space)
-                    result = so_far()
-                    durations.append(time.perf_counter() - started)
-                    if watch:
-                        watch(result, trial, statistics.fmean(durations) * (trials - len(result.trials)))
-            except KeyboardInterrupt:
-                result = so_far(interrupted=True)
-        except OSError as error:
-            raise UsageError(f"cannot write to {out}: {error.strerror or error}") from error
+                durations.append(time.perf_counter() - started)
+                if watch:
+                    watch(result, trial, statistics.fmean(durations) * (trials - len(result.trials)))
+        except KeyboardInterrupt:
+            result = so_far(interrupted=True)
     return result
 
 
 # One trial ------------------------------------------------------------------------------------------------
 
 
-def _run_trial(so_far: Result, task: Task, device: torch.device) -> Trial:
+def _run_trial(so_far: Result, task: Task, device: torch.device, memory_limit_mb: int) -> Trial:
     search, number = so_far.search, len(so_far.trials)
     settings = _suggest(search.space, so_far.rule, so_far.trials) if number else search.current
     for other in so_far.trials:
         if other.settings == settings:  # seeded: the same settings would give the same scores
             return Trial(number, settings, other.scores, other.error)
     try:
-        scores = [score(job, task, device) for job in search.jobs_with(settings)]
+        scores = [score(job, task, device, memory_limit_mb) for job in search.jobs_with(settings)]
     except Exception as error:  # whatever a method raises: these settings fail, the search goes on
         return Trial(number, settings, {}, named(error))
     return Trial(number, settings, {name: statistics.fmean(one[name] for one in scores) for name in scores[0]})
 
 
-def score(job: Job, task: Task, device: torch.device) -> dict[str, float]:
+def score(job: Job, task: Task, device: torch.device, memory_limit_mb: int = MEMORY_LIMIT_MB) -> dict[str, float]:
     """Fit, draw and predict as a run does, and measure on validation and validation-OOD data alone.
 
     Raises:
         DivergenceError: a score is not finite.
         Exception: whatever the method raises.
     """
-    from bayes_bench import runner
+    from bayes_bench import execution
 
-    posterior, fit, weights = runner.fit_and_draw(job, task, device)
+    posterior, fit, weights = execution.fit_and_draw(job, task, device, memory_limit_mb=memory_limit_mb)
     validation = task.fit_data.validation
     assert validation is not None
     sets = {"validation": validation.x} | {f"validation_ood/{name}": x for name, x in task.validation_ood.items()}
     predictions = {
         f"{name}/{key}": values
         for name, x in sets.items()
-        for key, values in runner.predict(posterior, weights, x, task.standardiser).items()
+        for key, values in execution.predict(posterior, weights, x, task.standardiser).items()
     }
-    y = predictions["validation/y"] = runner.raw_targets(validation.y, task.standardiser)
+    y = predictions["validation/y"] = execution.raw_targets(validation.y, task.standardiser)
     wanted = [metric for metric in metrics.CATALOGUE if metric.group == "validation"]
     rows = metrics.compute(predictions, {"kind": task.likelihood.kind}, wanted)
     scores = {row["name"]: math.nan if row["value"] is None else row["value"] for row in rows}
@@ -428,12 +436,20 @@ def _frozen(optuna: Any, trial: Trial, space: dict[str, Space], value: float | N
     )
 
 
+class _StoredTrial(records.Part):
+    model_config = records.Part.model_config | {"extra": "forbid"}
+
+    settings: records.Table
+    scores: dict[Annotated[str, Field(pattern=r"^[a-z_]+(/[A-Za-z0-9_.-]+)?$")], float]
+    error: records.Text
+
+
 class _Journal:
     """The finished trials on disk. A trial is one line, written when it is finished."""
 
-    def __init__(self, out: Path, rule: Rule, identity: dict[str, Any]):
+    def __init__(self, out: Path, rule: Rule, space: dict[str, Space], identity: dict[str, Any]):
         self._optuna = optuna = _optuna()
-        self._rule = rule
+        self._rule, self._space = rule, space
         path = out / JOURNAL
         lock = optuna.storages.journal.JournalFileOpenLock(str(path))
         # The folder is locked for this process: what a killed one left half-written or locked is in nobody's use.
@@ -449,16 +465,40 @@ class _Journal:
                 direction = "minimize" if rule.by == "val_nll" else "maximize"
                 self._study = optuna.create_study(study_name=STUDY, storage=storage, direction=direction)
             known = self._study.user_attrs.get("search")
-            self.trials()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(known, dict | None):
+                raise ValueError("it does not say what is searched")
+        except OSError:
+            raise
+        except Exception as error:  # whatever Optuna makes of a file that may come from anybody
             raise DataError(f"{path} is damaged: {named(error)}") from error
         if known is None:
             self._study.set_user_attr("search", identity)
         elif differing := [part for part, value in identity.items() if known.get(part) != value]:
             raise UsageError(f"{out} holds another search (different {', '.join(differing)}); choose another --out")
+        try:
+            self.trials()
+        except DataError as error:
+            raise DataError(f"{path} is damaged: {error}") from error
 
     def trials(self) -> list[Trial]:
-        return [Trial(number, **trial.user_attrs) for number, trial in enumerate(self._study.get_trials())]
+        return [self._trial(number, trial.user_attrs) for number, trial in enumerate(self._study.get_trials())]
+
+    def _trial(self, number: int, stored: dict[str, Any]) -> Trial:
+        """A stored trial.
+
+        Raises:
+            DataError: it is not one of this search.
+        """
+        try:
+            check_values(stored)
+        except UsageError as error:
+            raise DataError(f"trial {number}: {error}") from error
+        records.check(_StoredTrial, stored)
+        trial = Trial(number, **stored)
+        wanted = {self._rule.by, "val_nll"} | ({"val_accuracy"} if self._rule.by == "val_ood_auroc" else set())
+        if trial.settings.keys() != self._space.keys() or not (trial.error or wanted <= trial.scores.keys()):
+            raise DataError(f"trial {number} lacks settings or scores of this search")
+        return trial
 
     def add(self, trial: Trial, space: dict[str, Space]) -> None:
         value = None if trial.error else trial.scores[self._rule.by]
@@ -486,9 +526,10 @@ def _table(result: Result) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["number", "state", *result.search.space, *scores, "error"])
     for trial in result.trials:
-        settings = [plain(trial.settings[name]) for name in result.search.space]
+        settings = [store.spreadsheet_safe(plain(trial.settings[name])) for name in result.search.space]
         values = [trial.scores.get(name, "") for name in scores]
-        writer.writerow([trial.number, "failed" if trial.error else "finished", *settings, *values, trial.error])
+        error = store.spreadsheet_safe(trial.error)
+        writer.writerow([trial.number, "failed" if trial.error else "finished", *settings, *values, error])
     return buffer.getvalue()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Mapping
 
@@ -55,8 +57,17 @@ class Tiny(WeightPosterior):
                 raise DivergenceError("training diverged: loss is nan after 7 steps")
             case "crash":
                 raise ZeroDivisionError("division by zero\nsecond line")
+            case "memory":
+                raise MemoryError
             case "interrupt":
                 raise KeyboardInterrupt
+            case "exit":
+                sys.exit(0)
+            case "settings":
+                os.chdir("/")
+                torch.set_default_dtype(torch.float64)
+                torch.set_grad_enabled(False)
+                raise ZeroDivisionError("division by zero")
             case "warn":
                 warnings.warn("tiny is too small", UserWarning, stacklevel=2)
         # Something that depends on the fit's seed, as training does.

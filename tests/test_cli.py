@@ -94,12 +94,15 @@ def separate(*arguments: str, **environment: str) -> subprocess.CompletedProcess
         (["run", "--set", "hypergan.learning_rat=1"], 2),
         (["run", "--set", "hypergan.learning_rate=fast"], 2),
         (["run", "--seeds", "x"], 2),
+        (["run", "--gpus-per-job", "1"], 2),
         (["run", "--out", __file__], 2),
         (["tune", "--help"], 0),
         (["tune", "mapp", "cubic"], 2),
         (["tune", "map", "cubic", "--seeds", "0"], 2),
         (["tune", "map", "cubic", "--out", __file__], 2),
         (["report", "."], 2),
+        (["verify", "."], 2),
+        (["rerun", "."], 2),
         (["predict", ".", "map", __file__], 2),
         (["check", "hypergann"], 2),
         (["reference", ".", "map", "--out", "x.safetensors"], 2),
@@ -110,6 +113,14 @@ def test_torch_is_not_imported_for_help_lists_and_errors_in_arguments(arguments:
     done = separate(*arguments)
     assert done.returncode == code, done.stderr
     assert done.stderr.splitlines()[-1] == "TORCH False"
+
+
+def test_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["list", "suites"])
+    assert ended.value.code == 0
 
 
 def test_help_takes_no_more_than_half_a_second() -> None:
@@ -163,6 +174,22 @@ def test_a_broken_plugin_is_listed_as_broken(call, monkeypatch: pytest.MonkeyPat
     assert "hypergan" in outcome.out
 
 
+def test_an_installed_plugin_that_exits_does_not_end_the_command(tmp_path: Path) -> None:
+    about = tmp_path / "bad-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[bayes_bench.methods]\nbad = bad_plugin:Bad\n")
+    (tmp_path / "bad_plugin.py").write_text("import sys\nsys.exit(3)\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    listed = separate("list", "methods", PYTHONPATH=path)
+    assert listed.returncode == 0
+    assert "BROKEN: method 'bad' of bad 1.0" in listed.stdout
+    assert "hypergan" in listed.stdout
+    asked = separate("run", "cubic", "--methods", "bad", PYTHONPATH=path)
+    assert asked.returncode == 2
+    assert "cannot import bad_plugin:Bad (SystemExit: 3); mend or uninstall it" in asked.stderr
+
+
 # Bad input ------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +211,12 @@ def test_a_broken_plugin_is_listed_as_broken(call, monkeypatch: pytest.MonkeyPat
         (["run", "--seeds", "3-1"], "write 1-3"),
         (["run", "--budget-scale", "0"], "--budget-scale"),
         (["run", "--threads", "0"], "--threads"),
+        (["run", "--threads", "100000"], "--threads"),
+        (["run", "--snapshot-every", "nan"], "--snapshot-every must be a positive number of seconds, got nan"),
+        (["run", "--jobs", "0"], "--jobs"),
+        (["run", "--timeout", "0"], "--timeout"),
+        (["run", "--executor", "slurm"], "--executor"),
+        (["run", "--address", "head:1"], "--address is an option of a cluster; add --executor ray"),
         (["run", "--device", "tpu"], "--device"),
         (["run", "--out", "file/run"], "is a file"),
         (["run", "--out", "full"], "not a run folder"),
@@ -200,6 +233,10 @@ def test_a_broken_plugin_is_listed_as_broken(call, monkeypatch: pytest.MonkeyPat
         (["list"], "methods"),
         (["show", "tinny"], "did you mean 'tiny'"),
         (["report", "nowhere"], "not a run folder"),
+        (["verify", "nowhere"], "not a run folder"),
+        (["rerun", "nowhere"], "nowhere is not a job"),
+        (["rerun", "file"], "file is not a job"),
+        (["run", "--memory-limit", "0"], "--memory-limit"),
         (["predict", "nowhere", "tiny", "file"], "not a run folder"),
         (["predict", "nowhere", "tiny"], "Missing argument"),
         (["predict", "nowhere", "tiny", "file", "--out", "no/where.csv"], "no folder no"),
@@ -259,7 +296,7 @@ def test_missing_data(call, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file where a folder belongs")
     outcome = call("run", "mnist-5000", "--methods", "tiny", "--data-root", "data")
     assert outcome.code == 2
-    assert "mnist" in outcome.err.lower()
+    assert "the data root data is a file; give the folder" in outcome.err
     assert outcome.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -307,6 +344,54 @@ def test_a_run_from_start_to_page_and_its_continuation(call, suite_file: str, tm
     assert rendered.code == 0
     assert "measured 4 jobs anew" in rendered.err
     assert (run_dir / "report.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize("error", [MemoryError("12 GB"), RuntimeError("can't allocate memory: 12 GB")])
+def test_memory_that_runs_out_outside_of_jobs_is_a_sentence(
+    call, suite_file: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("bayes_bench.data.load_split", load)
+    failed = call("run", suite_file)
+    assert failed.code == 2
+    assert failed.err.startswith("Error: memory ran out (")
+    assert failed.err.endswith("12 GB); use fewer examples or a smaller network\n")
+
+
+def test_a_run_is_verified_and_a_job_run_again(call, suite_file: str, tmp_path: Path) -> None:
+    assert call("run", suite_file, "--threads", "1", "--memory-limit", "9", "--quiet").code == 0
+    run_dir = Path("reports/runs/my")
+    agrees = call("verify", str(run_dir))
+    assert (agrees.code, agrees.err) == (0, "")
+    assert agrees.out.startswith("4 jobs, ")
+    assert agrees.out.endswith(" metrics: all agree\n")
+    folder = next((run_dir / "jobs/curve/tiny").glob("seed-0-*"))
+    again = call("rerun", str(folder / "record.json"), "--out", "again")
+    assert (again.code, again.out) == (0, "the same, bit for bit\n")
+    assert again.err == "curve/tiny seed 0 again\n"
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {path.name for path in folder.iterdir()}
+    no_folder = call("rerun", str(folder), "--out", f"{suite_file}/again")
+    assert (no_folder.code, no_folder.out) == (2, "")
+    assert "my.toml is a file; choose another --out" in no_folder.err
+    assert "seed 0 again" not in no_folder.err
+    (tmp_path / "interrupted" / "snapshots").mkdir(parents=True)
+    assert call("rerun", str(folder), "--out", "interrupted").out == "the same, bit for bit\n"
+    refused = call("rerun", str(folder), "--out", "again")
+    assert (refused.code, refused.err) == (2, "Error: again is not an empty folder; choose another --out\n")
+    # A record that says something else, and is valid otherwise.
+    record = store.read_record(folder / "record.json")
+    store.write_record(folder, record | {"config": record["config"] | {"scale": 0.2}})
+    other = call("rerun", str(folder))
+    assert other.code == 1
+    assert "test/mean" in other.out
+    assert "arrays and" in other.out.splitlines()[-1]
+    (folder / "posterior.safetensors").unlink()
+    damaged = call("verify", str(run_dir))
+    assert damaged.code == 1
+    assert "posterior.safetensors" in damaged.out
+    assert "differences" in damaged.out.splitlines()[-1] or "1 difference" in damaged.out.splitlines()[-1]
 
 
 def test_a_reference_from_a_long_run_to_the_page(call, suite_file: str, tmp_path: Path) -> None:
@@ -364,27 +449,28 @@ def test_a_real_ctrl_c_in_a_real_fit(tmp_path: Path) -> None:
         'name = "long"\nmethods = ["map"]\nseeds = [0]\n' + TASK.replace("200", "200_000_000")
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "bayes_bench", "run", "long.toml"],
+        [sys.executable, "-m", "bayes_bench", "run", "long.toml", "--snapshot-every", "0.2"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    run_dir = tmp_path / "reports/runs/long"
     try:
-        plan = tmp_path / "reports/runs/long/run.json"
         deadline = time.monotonic() + 60
-        while not plan.is_file() and time.monotonic() < deadline:
+        while not list(run_dir.glob("jobs/*/*/*/snapshots/*.snapshot")) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert plan.is_file()
-        time.sleep(3)  # into the fit
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert "Interrupted after 0 of 1 jobs" in err
-    assert not list((tmp_path / "reports/runs/long").glob("jobs/*/*/*"))
+    assert "stopping after a snapshot of what runs; press Ctrl-C again to stop at once" in err
+    assert "Interrupted after 0 of 1 jobs; the same command continues." in err
+    files = [path.name for path in run_dir.glob("jobs/*/*/*/**/*") if path.is_file()]
+    assert files == ["part-1.snapshot"]
+    assert (run_dir / "report.html").is_file()
 
 
 def test_check_prints_a_table_and_fails_with_the_method(call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from bayes_bench import MethodConfig, TensorState, WeightPosterior, setting
+from bayes_bench import MethodConfig, TensorState, TrainingLoop, WeightPosterior, setting
 from bayes_bench.registry import method_class, methods
-from bayes_bench.testing import CHECKS, check
+from bayes_bench.testing import CHECKS, check, check_interrupted_fit_goes_on
 
 
 @pytest.mark.parametrize("check_one", CHECKS, ids=lambda one: one.__name__)
@@ -40,7 +40,7 @@ class Correct(WeightPosterior):
             optimizer.step()
             return {"loss": loss.detach().sum()}
 
-        loop.run(step, {"weights": self.state, "optimizer": optimizer}, cost=32)
+        loop.run(step, {"weights": self.state, "optimizer": optimizer, "batches": batches}, cost=32)
         self.state = {name: w.detach() for name, w in self.state.items()}
 
     def _sample(self, n, rng):
@@ -62,7 +62,18 @@ class Correct(WeightPosterior):
 
 
 def test_the_correct_method_passes():
-    assert [result for result in check(Correct) if not result.passed] == []
+    assert [result for result in check(Correct) if not result.passed or result.message] == []
+
+
+def test_a_method_without_snapshots_passes_and_is_told():
+    class Plain(Correct):
+        def _fit(self, data, loop, rng):
+            self.state = {name: w[0] for name, w in self.initial_weights(1, rng, loop).items()}
+            loop.charge(10)
+
+    (result,) = check(Plain, [check_interrupted_fit_goes_on])
+    assert result.passed
+    assert "keeps no snapshots" in result.message
 
 
 class NoDocumentation(Correct):
@@ -190,6 +201,21 @@ class ForgetsPartOfItsState(Correct):
         self.state = {**{name: w.clone() for name, w in self.initial.items()}, **state}
 
 
+class Forgetful(TrainingLoop):
+    """A loop that is given a part of the state."""
+
+    parts = ("weights", "optimizer")
+
+    def run(self, step, state, **arguments):
+        super().run(step, {name: state[name] for name in self.parts}, **arguments)
+
+
+class ForgetsItsMinibatches(Correct):
+    def _fit(self, data, loop, rng):
+        loop.__class__ = Forgetful
+        super()._fit(data, loop, rng)
+
+
 class TransposesASquare(Correct):
     """The right shapes, the wrong network: outputs of the sample are not those of the target network."""
 
@@ -214,6 +240,11 @@ class TrainsFrozenParameters(Correct):
             p.requires_grad_(False)
 
 
+class SharesWeightsInSecret(Correct):
+    def _sample(self, n, rng):
+        return {name: w.clone().expand(n, *w.shape) for name, w in self.state.items()}
+
+
 MUTANTS = {
     NoDocumentation: "settings are documented",
     IgnoresThePrior: "uses prior is honest",
@@ -235,9 +266,11 @@ MUTANTS = {
     InitialisesFromGlobalState: "global random state is untouched",
     RestoresTheGlobalStateItReads: "fit ignores global random state",
     ForgetsPartOfItsState: "save and load",
+    ForgetsItsMinibatches: "interrupted fit goes on",
     TransposesASquare: "stacked equals loop",
     ChangesTheUsersNetwork: "network is left alone",
     TrainsFrozenParameters: "frozen parameters stay",
+    SharesWeightsInSecret: "memory is not overstated",
 }
 
 

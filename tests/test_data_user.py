@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_csv_errors_name_line_and_column(tmp_path: Path, content: str, message: 
     assert str(path) in str(caught.value)
 
 
+def test_csv_with_very_many_columns_is_read_in_a_moment(tmp_path: Path) -> None:
+    path, columns = tmp_path / "wide.csv", 100_000
+    rows = [",".join([*("1" for _ in range(columns)), label]) for label in "uvuvuv"]
+    path.write_text("\n".join([",".join([*map("c{}".format, range(columns)), "label"]), *rows]))
+    started = time.perf_counter()
+    assert load("csv", path, target="label").input_shape == (columns,)
+    with pytest.raises(DataError, match=r"has no column 'nothing'; it has c0, .* …$"):
+        load("csv", path, target="nothing")
+    assert time.perf_counter() - started < 20  # minutes, where every column is looked for among all
+
+
 def test_csv_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*none.csv: No such file"):
         load("csv", tmp_path / "none.csv", target="y")
@@ -142,6 +154,22 @@ def test_csv_with_a_class_that_training_would_never_see(tmp_path: Path) -> None:
     # The only example of class v is in the middle of the order, which here is set apart for testing.
     with pytest.raises(DataError, match="class number 1 has too few examples to keep one for training"):
         load("csv", path, target="label", validation=0.3, test=0.4)
+
+
+def test_a_class_without_test_examples_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("a,label\n" + "0,v\n" + "".join(f"{i},u\n" for i in range(1, 30)))
+    assert load("csv", path, target="label", split_seed=1).notes == (
+        "no validation example of the class 'v': too few examples to set one apart",
+        "no test example of the class 'v': too few examples to set one apart",
+    )
+
+
+def test_quantities_without_a_likelihood_of_a_regression(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("a,y\n" + "".join(f"{i},{i / 2}\n" for i in range(30)))
+    with pytest.raises(DataError, match=r"column 'y' holds numbers such as 0.5, which are no classes; give the task a"):
+        load("csv", path, target="y")
 
 
 def test_fractions_must_leave_something(tmp_path: Path) -> None:
@@ -255,20 +283,25 @@ def test_npz_images(tmp_path: Path, shape: tuple[int, ...], channels_last: bool,
             "regression",
             "has no array 'y_test'",
         ),
+        ({"x": np.full((9, 2), 1e300), "y": np.zeros(9)}, "regression", "the training inputs contain NaN or infinity"),
+        ({"x": np.zeros((9,) + 17 * (1,)), "y": np.zeros(9)}, "regression", "an input has 17 dimensions, at most 16"),
     ],
 )
-def test_npz_errors(tmp_path: Path, arrays: dict[str, np.ndarray], kind: data.Kind, message: str) -> None:
+def test_npz_errors(
+    tmp_path: Path, arrays: dict[str, np.ndarray], kind: data.Kind, message: str, recwarn: pytest.WarningsRecorder
+) -> None:
     path = tmp_path / "arrays.npz"
     np.savez(path, **arrays)
     with pytest.raises(DataError) as caught:
         load("npz", path, kind)
     assert message in str(caught.value)
+    assert not recwarn.list
 
 
 def test_npz_never_unpickles(tmp_path: Path) -> None:
     path = tmp_path / "arrays.npz"
     np.savez(path, x=np.array([{"a": 1}], dtype=object), y=np.zeros(1))
-    with pytest.raises(DataError, match="is not an NPZ file of plain arrays"):
+    with pytest.raises(DataError, match="holds Python objects, which are never unpickled"):
         load("npz", path)
 
 
@@ -276,7 +309,7 @@ def test_npz_damaged(tmp_path: Path) -> None:
     path = tmp_path / "arrays.npz"
     np.savez(path, x=np.zeros((100, 10)), y=np.zeros(100))
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DataError, match="is not an NPZ file of plain arrays"):
+    with pytest.raises(DataError, match="is not an NPZ or NPY file of plain arrays"):
         load("npz", path, "regression")
     with pytest.raises(DataError, match=r"cannot read .*none.npz"):
         load("npz", tmp_path / "none.npz")

@@ -87,7 +87,8 @@ def test_relative_links_lead_somewhere(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_options_and_commands_exist(page: str) -> None:
     options = {name for command in cli.commands.values() for p in command.params for name in p.opts}
-    ours = re.sub(r"(?m)^python benchmarks/.*$", "", PAGES[page])  # a script of the checkout has options of its own
+    # Scripts of the checkout and other programs have options of their own.
+    ours = re.sub(r"(?m)^(python benchmarks/|ray |srun |#SBATCH ).*$", "", PAGES[page])
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours)) <= options
     assert set(re.findall(r"bayes-bench (?!RUN)([a-z]+)", PAGES[page])) <= set(cli.commands)
     assert isinstance(cli, click.Group)

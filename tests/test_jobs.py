@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from runs import CURVE, DIGITS, register_fakes, suite
 
-from bayes_bench.errors import UsageError
+from bayes_bench import registry
+from bayes_bench.errors import PluginError, UsageError
 from bayes_bench.jobs import Job, Override, parse_override, parse_seeds, plan
 from bayes_bench.suite import SuiteSpec
 
@@ -63,6 +66,28 @@ def test_methods_are_labels_of_the_suite_or_registered_names() -> None:
     assert [(job.suite, job.label) for job in plan([specs, other], methods=["wide"])] == [("tiny-suite", "wide")]
     without = suite(methods=[], seeds=[0])
     assert {job.label for job in plan([without])} >= {"tiny", "pair", "hypergan", "map"}
+
+
+def test_broken_methods_are_left_out_unless_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = registry.entry_points
+
+    def load() -> None:
+        sys.exit("no licence")
+
+    bad = SimpleNamespace(name="bad", value="bad:Bad", dist=None, load=load)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [*before(group=group), bad])
+    warnings: list[str] = []
+    labels = {job.label for job in plan([suite(methods=[], seeds=[0])], warn=warnings.append)}
+    assert {"tiny", "pair", "map"} <= labels
+    assert "bad" not in labels
+    (warning,) = warnings
+    assert warning.startswith(
+        "left out: method 'bad' of an unknown package is broken: cannot import bad:Bad (SystemExit"
+    )
+    for asked in ({"methods": ["bad"]}, {}):
+        with pytest.raises(PluginError, match=r"no licence\); mend or uninstall it, or choose others with --methods"):
+            plan([suite(methods=["bad"])], warn=warnings.append, **asked)
+    assert len(warnings) == 1
 
 
 def test_the_budget_is_scaled() -> None:
@@ -171,6 +196,8 @@ def test_wrong_overrides(text: str) -> None:
         ({"budget_scale": 0}, "--budget-scale"),
         ({"budget_scale": float("nan")}, "--budget-scale"),
         ({"budget_scale": float("inf")}, "--budget-scale"),
+        ({"budget_scale": 1e300}, r"--budget-scale 1e\+300 gives 'curve' a budget beyond 64 bits"),
+        ({"budget_scale": 1e308}, "a budget beyond 64 bits"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], sentence: str) -> None:

@@ -16,6 +16,7 @@ from bayes_bench import (
     UnsupportedNetworkError,
     UsageError,
 )
+from bayes_bench.errors import StorageError
 from bayes_bench.posterior import resolve_device
 from bayes_bench.testing import classification, regression
 from bayes_bench_baselines.configs import MAPConfig
@@ -141,7 +142,7 @@ def test_save_leaves_the_old_file_when_writing_fails(fitted, tmp_path, monkeypat
     fitted.save(path)
     before = path.read_bytes()
     monkeypatch.setattr("bayes_bench.store.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match="disk full"):
         fitted.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

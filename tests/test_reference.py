@@ -10,7 +10,7 @@ import pytest
 from runs import CURVE, register_fakes, suite
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
-from bayes_bench import analysis, measure, reference, report, runner, store
+from bayes_bench import analysis, execution, measure, reference, report, runner, store
 from bayes_bench import suite as suites
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.jobs import Observer, plan
@@ -260,7 +260,7 @@ def test_a_new_reference_measures_finished_jobs_without_training(
     assert all(rows_of(record) == {} for record in analysis.load_records(out))
     made = reference.make(out, "tiny", None, Path(file))
     assert made.about["posterior"] == reference.posterior_of(
-        runner.task_fields(build_task(suites.TaskSpec.model_validate(CURVE)))
+        execution.task_fields(build_task(suites.TaskSpec.model_validate(CURVE)))
     )
     again = run(out, reference=file)
     assert (again.finished, again.skipped) == (0, 2)

@@ -30,7 +30,7 @@ class Point:
         return SimpleNamespace(name=self.owner, version="1.0")
 
     def load(self) -> Any:
-        if isinstance(self.loaded, Exception):
+        if isinstance(self.loaded, BaseException):
             raise self.loaded
         return self.loaded
 
@@ -92,6 +92,23 @@ def test_a_broken_plugin_is_listed_as_broken_and_the_rest_works(install) -> None
         registry.resolve_config("bad", {})
 
 
+def test_an_import_that_exits_is_a_broken_plugin(install) -> None:
+    install(Point("bad", SystemExit(3)), Point("tiny", Tiny))
+    found = registry.inspect_methods()
+    assert "SystemExit: 3" in found["bad"].error
+    assert found["tiny"].error == ""
+    with pytest.raises(PluginError, match="mend or uninstall it, or choose others with --methods"):
+        registry.method_class("bad")
+
+
+def test_ctrl_c_in_the_import_of_a_compiled_module_is_no_broken_plugin(install) -> None:
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    install(Point("slow", error))
+    with pytest.raises(KeyboardInterrupt):
+        registry.method_class("slow")
+
+
 @pytest.mark.parametrize(
     ("point", "sentence"),
     [
@@ -133,6 +150,13 @@ def test_wrong_values_name_the_setting_and_the_value(install, settings: dict[str
     install(Point("tiny", Tiny))
     with pytest.raises(UsageError, match="method 'tiny': " + sentence):
         registry.resolve_config("tiny", settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "widths"), [("64,32", (64, 32)), ("64", (64,)), (64, (64,)), ("none", ()), ([64], (64,))]
+)
+def test_a_list_may_be_given_as_it_is_shown(given: Any, widths: tuple[int, ...]) -> None:
+    assert registry.resolve_config("hypergan", {"mixer_hidden": given}).mixer_hidden == widths
 
 
 def test_without_any_entry_point_the_error_says_to_install(install) -> None:

@@ -13,7 +13,7 @@ from fake_methods import Tiny
 from runs import CURVE, DIGITS, register_fakes, suite
 from torch import nn
 
-from bayes_bench import Categorical, Gaussian, report, restore, runner, store
+from bayes_bench import Categorical, Gaussian, execution, report, restore, runner, store
 from bayes_bench.errors import DataError, UnsupportedNetworkError, UsageError
 from bayes_bench.jobs import Job, Observer, Override, find_finished, plan
 from bayes_bench.measure import recompute_metrics
@@ -124,8 +124,8 @@ def test_predictions_are_those_of_the_sampled_networks(tmp_path: Path) -> None:
     weights = posterior.sample(5, seed=0)
     direct = torch.log_softmax(posterior.outputs(task.test.x, weights), -1).numpy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "OUTPUT_BYTES", 4 * 5 * 10 * 64)  # 64 examples at a time
-        chunked = runner.predict(posterior, weights, task.test.x, task.standardiser)["log_probs"]
+        patch.setattr(execution, "OUTPUT_BYTES", 4 * 5 * 10 * 64)  # 64 examples at a time
+        chunked = execution.predict(posterior, weights, task.test.x, task.standardiser)["log_probs"]
     np.testing.assert_allclose(chunked, direct, rtol=2e-3, atol=1e-6)
 
 
@@ -138,12 +138,12 @@ def test_impossible_classes_stay_finite() -> None:
     posterior = Tiny(network, Sure(2))
     posterior.load_state_dict(dict(network.named_parameters()))
     units = build_task(suite(DIGITS).tasks[0]).standardiser
-    stored = runner.predict(posterior, posterior.sample(2, seed=0), torch.zeros(3, 1), units)["log_probs"]
+    stored = execution.predict(posterior, posterior.sample(2, seed=0), torch.zeros(3, 1), units)["log_probs"]
     assert np.isfinite(stored).all()
 
 
 def test_gram_matrices_equal_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "GRAM_BYTES", 8 * 6 * 4)  # 4 columns at a time
+    monkeypatch.setattr(execution, "GRAM_BYTES", 8 * 6 * 4)  # 4 columns at a time
     network = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
     network[2].weight.requires_grad_(False)
     likelihood = Gaussian("learned", 2)
@@ -151,7 +151,7 @@ def test_gram_matrices_equal_the_definition(monkeypatch: pytest.MonkeyPatch) -> 
     posterior.load_state_dict({name: torch.ones_like(w) for name, w in posterior.initial.items()})
     weights = posterior.sample(6, seed=0)
     assert "likelihood.log_noise_std" in weights
-    grams, sizes = runner.gram_matrices(posterior.network, weights)
+    grams, sizes = execution.gram_matrices(posterior.network, weights)
     assert sizes == {"linear1": 15, "linear2": 10}
 
     def gram(*names: str) -> np.ndarray:
@@ -165,13 +165,27 @@ def test_gram_matrices_equal_the_definition(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_layers_with_names_keep_them() -> None:
     named = nn.ModuleDict({"first": nn.Linear(1, 2), "block": nn.Sequential(nn.Conv2d(1, 1, 3))})
-    assert runner.layer_names(named) == {"first.weight": "first", "block.0.weight": "block.0"}
+    assert execution.layer_names(named) == {"first.weight": "first", "block.0.weight": "block.0"}
     clash = nn.ModuleDict({"linear1": nn.Linear(1, 2), "0": nn.Linear(1, 2)})
-    assert len(set(runner.layer_names(clash).values())) == 2
+    assert len(set(execution.layer_names(clash).values())) == 2
     both = nn.ModuleDict({"linear2": nn.Linear(1, 2), "0": nn.Linear(1, 2)})
-    assert runner.layer_names(both) == {"linear2.weight": "linear2.weight", "0.weight": "0.weight"}
+    assert execution.layer_names(both) == {"linear2.weight": "linear2.weight", "0.weight": "0.weight"}
     bilinear = nn.Sequential(nn.Bilinear(1, 1, 1))
-    assert runner.layer_names(bilinear) == {"0.weight": "bilinear1"}
+    assert execution.layer_names(bilinear) == {"0.weight": "bilinear1"}
+
+
+def test_a_fit_that_says_what_no_record_holds_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Tiny._fit
+
+    def talkative(self: Tiny, data: Any, loop: Any, rng: Any) -> None:
+        loop.diagnose(**{1000 * "x": 1.0})
+        fit(self, data, loop, rng)
+
+    monkeypatch.setattr(Tiny, "_fit", talkative)
+    result, _ = go(plan([suite(seeds=[0])]), tmp_path / "run")  # the other method has a fit of its own
+    assert (result.finished, result.failed) == (1, 1)
+    (failed,) = (record for record in records(tmp_path / "run") if record["status"] == "failed")
+    assert failed["error"].startswith("DataError: its fit.diagnostics.xxx")
 
 
 def test_finished_jobs_are_skipped_unless_fresh(tmp_path: Path) -> None:
@@ -221,7 +235,7 @@ def test_damaged_results_are_noticed_and_made_again(tmp_path: Path) -> None:
 def test_changed_code_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = plan([suite()])
     go(jobs, tmp_path / "run")
-    monkeypatch.setattr(runner, "_code", lambda item, allow_code: {"core": "another"})
+    monkeypatch.setattr(runner, "code_of", lambda job, allow_code: {"core": "another"})
     result, seen = go(jobs, tmp_path / "run")
     assert result.skipped == 4
     assert seen.messages == ["the code has changed since 4 of the finished jobs were run; --fresh runs them again"]
@@ -232,6 +246,7 @@ def test_changed_code_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("diverge", "DivergenceError: training diverged: loss is nan after 7 steps"),
         ("crash", "ZeroDivisionError: division by zero"),
+        ("exit", "SystemExit: 0"),
     ],
 )
 def test_a_job_that_raises_is_a_failed_row_and_the_others_go_on(tmp_path: Path, trouble: str, reason: str) -> None:
@@ -303,20 +318,20 @@ def test_a_failure_replaces_an_earlier_success(tmp_path: Path, monkeypatch: pyte
     def broken(*arguments: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(runner, "measure", broken)
+    monkeypatch.setattr(execution, "measure", broken)
     result, _ = go(jobs, tmp_path / "run", fresh=True)
     assert result.failed == 1
     (record,) = records(tmp_path / "run")
-    assert record["error"] == "MemoryError"
+    assert record["error"].startswith("MemoryError (memory ran out; lower ")
     assert record["files"].keys() == {"log.txt"}
 
 
-def test_ctrl_c_keeps_what_is_finished_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     interrupting = {"label": "stop", "method": "tiny", "settings": {"trouble": "interrupt"}}
     jobs = plan([suite(methods=["pair", interrupting], seeds=[0, 1])])
     result, _ = go(jobs, tmp_path / "run")
     assert (result.finished, result.interrupted, result.exit_code, result.total) == (1, True, 130, 4)
-    assert [path.name for path in (tmp_path / "run/jobs/curve").iterdir()] == ["pair"]
+    assert sorted(path.parent.parent.name for path in (tmp_path / "run").glob("jobs/*/*/*/*.*")) == ["pair"] * 4
     assert len(store.read_run(tmp_path / "run")["jobs"]) == 4
     with store.locked(tmp_path / "run"):
         pass  # the lock was released
@@ -338,8 +353,30 @@ def test_global_state_is_left_alone(tmp_path: Path) -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_settings_that_a_method_changes_do_not_reach_other_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entry = {"label": "changes", "method": "tiny", "settings": {"trouble": "settings"}}
+    result, _ = go(plan([suite(methods=[entry, "map"], seeds=[0])]), Path("run"))
+    assert (result.finished, result.failed) == (1, 1)
+    assert Path.cwd() == tmp_path
+    assert torch.get_default_dtype() is torch.float32
+    assert torch.is_grad_enabled()
+    assert len(list((tmp_path / "run").glob("jobs/*/*/*/record.json"))) == 2
+
+
+def test_progress_of_a_job_whose_start_was_not_told(tmp_path: Path) -> None:
+    conditions, seen = execution.Conditions("cpu"), Seen()
+    (item,) = runner._keyed(plan([suite(methods=["tiny"], seeds=[0])]), tmp_path, conditions)
+    books = runner._Books([item], conditions, seen, fresh=False)
+    books.progress(item, 0.5, {"loss": 1.0})
+    books.progress(item, 0.6, {"loss": 1.0})
+    assert (seen.fits, seen.fractions) == (["curve/tiny seed 0"], [0.5, 0.6])
+
+
 def test_threads_follow_the_size_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner.machine, "physical_cores", lambda: 2)
+    monkeypatch.setattr(execution.machine, "physical_cores", lambda: 2)
     wide = CURVE | {"name": "wide", "network": {"name": "mlp", "hidden": [5_000]}}
     jobs = plan([suite(CURVE, wide, methods=["pair"], seeds=[0])])
     runner.run(jobs, tmp_path / "auto", device="cpu")
@@ -355,10 +392,10 @@ def test_products_on_a_gpu_are_not_rounded_unless_asked() -> None:
     places = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
     before = [place.fp32_precision for place in places]
     for precision, expected in (("float32", "ieee"), ("tf32", "tf32")):
-        with runner.settled(torch.device("cuda"), precision):
+        with execution.settled(torch.device("cuda"), precision):
             assert [place.fp32_precision for place in places] == [expected] * 2
         assert [place.fp32_precision for place in places] == before
-    with runner.settled(torch.device("cpu")):
+    with execution.settled(torch.device("cpu")):
         assert [place.fp32_precision for place in places] == before
 
 
@@ -396,7 +433,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 def test_metrics_are_measured_anew_without_training(tmp_path: Path) -> None:
     go(plan([suite(methods=["tiny"], seeds=[0])]), tmp_path / "run")
     (folder, record), *_ = store.read_records(tmp_path / "run")[0]
-    store.write_json(folder / store.RECORD, record | {"metrics": []})
+    store.write_record(folder, record | {"metrics": []})
     assert recompute_metrics(tmp_path / "run") == 1
     assert records(tmp_path / "run") == [record]
 
@@ -442,35 +479,10 @@ def test_of_several_variants_the_latest_plan_counts(tmp_path: Path) -> None:
     assert restore.load(tmp_path / "run", "tiny").record["config"]["scale"] == 0.5
 
 
-def test_time_left_is_learnt_from_jobs_of_the_same_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(runner.time, "perf_counter", lambda: now)
-    jobs = plan([suite(CURVE, methods=["tiny", "pair"], seeds=[0, 1])])
-    task: Any = None
-    keyed = [runner.Keyed(job, task, str(i), "", Path()) for i, job in enumerate(jobs)]
-    clock = runner._Clock(keyed)
-    assert clock.begin(keyed[0]) is None  # nothing is known yet
-    now = 2.0
-    assert clock.left(0.5) == pytest.approx(2.0 + 3 * 4.0)  # four seconds a job
-    clock.end(keyed[0], 4.0)
-    assert clock.begin(keyed[1]) == pytest.approx(4.0 + 2 * 4.0)
-    clock.end(keyed[1], 10.0)
-    assert clock.left(0.0) == pytest.approx(4.0 + 10.0)
-    clock.skip(keyed[2])
-    assert clock.left(0.0) == pytest.approx(10.0)
-
-
-def test_hints_of_the_task_are_used_and_scaled() -> None:
-    jobs = plan([suite(DIGITS, methods=["tiny"], seeds=[0, 1])], budget_scale=0.5)
-    task: Any = None
-    clock = runner._Clock([runner.Keyed(job, task, str(i), "", Path()) for i, job in enumerate(jobs)])
-    assert clock.left(0.0) == pytest.approx(8.0)
-
-
 def test_derived_seeds_differ() -> None:
-    seeds = {runner.derived_seed(seed, purpose) for seed in range(50) for purpose in ("network", "fit", "sample")}
+    seeds = {execution.derived_seed(seed, purpose) for seed in range(50) for purpose in ("network", "fit", "sample")}
     assert len(seeds) == 150
-    assert runner.derived_seed(0, "sample") == runner.derived_seed(0, "sample")
+    assert execution.derived_seed(0, "sample") == execution.derived_seed(0, "sample")
     assert json.loads(json.dumps(max(seeds))) < 2**53  # exact in every reader of JSON
 
 

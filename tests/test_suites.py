@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -121,10 +122,10 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
             "task 'mine': data source 'csv': unknown option 'header'",
         ),
         ('target = "y"', "target = 3", "target"),
-        ("budget = 1000", 'budget = "many"', "tasks.0.budget: Input should be a valid integer"),
-        ('[tasks.network]\nname = "mlp"', '[tasks.network]\nname = "mlpp"', "tasks.0.network"),
+        ("budget = 1000", 'budget = "many"', "tasks['mine'].budget: Input should be a valid integer"),
+        ('[tasks.network]\nname = "mlp"', '[tasks.network]\nname = "mlpp"', "tasks['mine'].network"),
         ('target = "y"', 'target = "y"\nkind = "regression"', "'csv' is for regression, but the likelihood"),
-        ('name = "far"', "", "tasks.0.ood.0.name: Field required"),
+        ('name = "far"', "", "tasks['mine'].ood.0.name: Field required"),
         ("budget = 1000", "budget = = 1000", "line 5"),
     ],
 )
@@ -135,6 +136,7 @@ def test_wrong_suites_name_file_and_key(tmp_path: Path, old: str, new: str, mess
     with pytest.raises(UsageError) as caught:
         load_suite(str(file))
     assert message in str(caught.value)
+    assert "more problem" not in str(caught.value)
     assert str(file) in str(caught.value)
 
 
@@ -148,3 +150,39 @@ def test_no_such_suite(tmp_path: Path) -> None:
         load_suite("digit")
     with pytest.raises(UsageError, match=r"cannot read the suite .*none.toml: No such file"):
         load_suite(str(tmp_path / "none.toml"))
+
+
+def test_a_suite_that_is_no_file_or_endless_is_not_read(tmp_path: Path) -> None:
+    pipe, large = tmp_path / "pipe.toml", tmp_path / "large.toml"
+    os.mkfifo(pipe)
+    with large.open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(UsageError, match=r"pipe.toml: it is not a file"):
+        load_suite(str(pipe))
+    with pytest.raises(UsageError, match=r"large.toml: it has more than 4,194,304 bytes"):
+        load_suite(str(large))
+
+
+def test_an_error_names_the_task_and_counts_a_mistake_once(tmp_path: Path) -> None:
+    file = write_user_suite(tmp_path)
+    file.write_text(CSV_SUITE + '[tasks.likelihood]\nname = "gaussian"\nnoise_std = [1]\n')
+    with pytest.raises(UsageError) as caught:
+        load_suite(str(file))
+    assert str(caught.value) == (
+        f"{file}: tasks['mine'].likelihood.noise_std: Input should be a valid number, or: Input should be 'learned' "
+        "(got [1])"
+    )
+
+
+def test_a_name_is_explained_in_words(tmp_path: Path) -> None:
+    file = write_user_suite(tmp_path)
+    file.write_text(CSV_SUITE.replace('name = "far"', 'name = "../far"'))
+    with pytest.raises(UsageError, match=r"a name has letters, digits, '_', '-' and '\.', at most 64, and starts with"):
+        load_suite(str(file))
+
+
+def test_a_network_that_no_machine_holds_is_refused(tmp_path: Path) -> None:
+    file = write_user_suite(tmp_path)
+    file.write_text(CSV_SUITE.replace('name = "mlp"', 'name = "mlp"\nhidden = [10000000, 10000000]'))
+    with pytest.raises(UsageError, match=r"network 'mlp': its weights need [\d,.]+ GB; at most half of this machine's"):
+        build_task(load_suite(str(file)).tasks[0])

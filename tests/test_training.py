@@ -46,7 +46,7 @@ def test_the_budget_is_never_exceeded(budget, validation_cost):
 def test_without_validation_everything_goes_into_steps():
     loop, _ = counting_loop(1005, cost=10)
     assert (loop.steps, loop.spent) == (100, 1000)
-    assert loop.summary(seconds=0, parameters_stored=0).unspent == 5
+    assert loop.summary(parameters_stored=0).unspent == 5
 
 
 def test_a_part_of_a_fit_can_have_a_number_of_steps_and_leave_budget_for_the_next():
@@ -93,7 +93,7 @@ def test_patience_stops_early_and_leaves_the_rest_unspent():
     loop, _ = counting_loop(100, cost=1, validate=scores([3.0, 1.0] + [2.0] * 20), validations=20, patience=3)
     assert loop.stopped == "early"
     assert len(loop.history) == 5
-    assert loop.summary(seconds=0, parameters_stored=0).unspent > 50
+    assert loop.summary(parameters_stored=0).unspent > 50
 
 
 def test_divergence_is_noticed():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,17 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
-from bayes_bench import FitData, TrainingLoop, UsageError, WeightPosterior, WeightSamples, cosine_decay
+from bayes_bench import (
+    FitData,
+    HasState,
+    Held,
+    Stateful,
+    TrainingLoop,
+    UsageError,
+    WeightPosterior,
+    WeightSamples,
+    cosine_decay,
+)
 from bayes_bench_baselines.configs import APDConfig
 from bayes_bench_baselines.langevin import Chains, check_chains, plan_chains, sample_chains
 
@@ -58,6 +68,14 @@ class APD(WeightPosterior):
                 f"a buffer of {config.buffer:,} networks is larger than the {config.chains * len(plan.stored):,} that "
                 f"{budget:,} gradient evaluations let the chains store; lower buffer or raise the budget"
             )
+
+    def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
+        config = self.config
+        stored = config.buffer
+        if config.training == "offline":
+            plan = check_chains(self, config, data, budget, self._student_validations(data))
+            stored = config.chains * len(plan.stored)
+        return Held(stored + 2 * config.chains, config.student_hidden[-1], drawn)
 
     def _student_validations(self, data: FitData) -> float:
         """Gradient evaluations that validations of the student need; online it is looked at in the end alone."""
@@ -110,38 +128,23 @@ class APD(WeightPosterior):
         plan = plan_chains(config, loop.budget, len(data.train), self.validation_cost(data, config.chains))
         chains = Chains(self, config, data, loop, rng)
         size = sum(value.numel() for value in self.initial.values())
-        buffer = next(iter(self.initial.values())).new_empty(config.buffer, size)
-        pushed = trained = 0
+        buffer = next(iter(self.initial.values())).new_zeros(config.buffer, size)
         full_at = plan.stored[-(-config.buffer // config.chains) - 1]
-        view: View | None = None
-        distillation: Distillation | None = None
-
-        def store(_: int) -> None:
-            nonlocal pushed
-            for network in self._flatten(chains.networks()):
-                buffer[pushed % config.buffer] = network
-                pushed += 1
+        follower = Follower(config, buffer, lambda pool: self._start_distillation(pool, rng))
 
         def train_student(done: int) -> Mapping[str, Tensor]:
-            nonlocal view, distillation, trained
             if done < full_at:
                 return {}
-            # Networks still to come are not in the span of these: their coordinates are all of their weights.
-            view = view or View.of(buffer, rotate=False)
-            distillation = distillation or self._start_distillation(view.coordinates(buffer), rng)
-            due = config.student_steps * (done - full_at + 1) // (plan.steps - full_at + 1)
-            pool = view.coordinates(buffer) if trained < due else buffer
-            report: Mapping[str, Tensor] = {}
-            while trained < due:
-                distillation.schedule(trained / config.student_steps)
-                report = distillation.step(pool)
-                trained += 1
-            return {name: value for name, value in report.items() if name != "loss"}
+            return follower.train(config.student_steps * (done - full_at + 1) // (plan.steps - full_at + 1))
 
-        chains.run(loop, plan, store, after_step=train_student)
-        assert view is not None
-        assert distillation is not None
-        self._student = distillation.student(view)
+        chains.run(
+            loop,
+            plan,
+            lambda _: follower.push(self._flatten(chains.networks())),
+            kept={"student": follower},
+            after_step=train_student,
+        )
+        self._student = follower.student()
         return buffer, chains.diagnostics()
 
     def _start_distillation(self, pool: Tensor, rng: torch.Generator) -> Distillation:
@@ -298,7 +301,7 @@ class Critic(nn.Module):
         return total
 
 
-class Distillation:
+class Distillation(Stateful):
     """Student and critic in training (Gulrajani et al. 2017, algorithm 1), on coordinates of a ``View``.
 
     The student starts with the spread of the teacher's networks along every coordinate.
@@ -306,6 +309,8 @@ class Distillation:
     Args:
         pool: coordinates of networks of the teacher ``[n, R]``.
     """
+
+    STATE = ("_steps",)
 
     def __init__(self, config: APDConfig, pool: Tensor, rng: torch.Generator):
         self._config, self._rng = config, rng
@@ -331,10 +336,11 @@ class Distillation:
         for decay in self._decays:
             decay(progress)
 
-    def state(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+    def state(self) -> dict[str, HasState]:
         """All that a snapshot must hold."""
-        parts = {"student": self._body, "critic": self._critic, "average": self._average}
-        return {**parts, "student_optimizer": self._optimizers[0], "critic_optimizer": self._optimizers[1]}
+        parts: dict[str, HasState] = {"student": self._body, "critic": self._critic, "average": self._average}
+        optimizers = {"student_optimizer": self._optimizers[0], "critic_optimizer": self._optimizers[1]}
+        return {**parts, **optimizers, "steps": self}
 
     @torch.no_grad()
     def student(self, view: View) -> Student:
@@ -387,3 +393,61 @@ class Distillation:
 
     def _noise(self, n: int, like: Tensor) -> Tensor:
         return torch.randn(n, self._config.noise_dim, generator=self._rng).to(like)
+
+
+class Follower:
+    """A student that is trained while its teacher still runs, on the latest networks of the chains.
+
+    Args:
+        buffer: room for these networks, ``[n, P]``.
+        start: from coordinates of the first n networks to student and critic.
+    """
+
+    def __init__(self, config: APDConfig, buffer: Tensor, start: Callable[[Tensor], Distillation]):
+        self._config, self._buffer, self._start = config, buffer, start
+        self._pushed = self._trained = 0
+        self._view: View | None = None
+        self._distillation: Distillation | None = None
+
+    def push(self, networks: Tensor) -> None:
+        """Take in networks ``[chains, P]``, each in the place of the oldest."""
+        for network in networks:
+            self._buffer[self._pushed % len(self._buffer)] = network
+            self._pushed += 1
+
+    def train(self, due: int) -> Mapping[str, Tensor]:
+        """Bring the student to ``due`` steps in all; what the last one reports, but for the loss."""
+        view, distillation = self._begun()
+        report: Mapping[str, Tensor] = {}
+        pool = view.coordinates(self._buffer) if self._trained < due else self._buffer
+        while self._trained < due:
+            distillation.schedule(self._trained / self._config.student_steps)
+            report = distillation.step(pool)
+            self._trained += 1
+        return {name: value for name, value in report.items() if name != "loss"}
+
+    def student(self) -> Student:
+        view, distillation = self._begun()
+        return distillation.student(view)
+
+    def _begun(self) -> tuple[View, Distillation]:
+        # Networks still to come are not in the span of these: their coordinates are all of their weights.
+        self._view = self._view or View.of(self._buffer, rotate=False)
+        self._distillation = self._distillation or self._start(self._view.coordinates(self._buffer))
+        return self._view, self._distillation
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"buffer": self._buffer, "pushed": self._pushed, "trained": self._trained}
+        if self._view is None or self._distillation is None:
+            return state
+        parts = {name: part.state_dict() for name, part in self._distillation.state().items()}
+        return state | {"mean": self._view.mean, "std": self._view.std, "parts": parts}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self._buffer.copy_(state["buffer"])
+        self._pushed, self._trained = state["pushed"], state["trained"]
+        if "parts" in state:
+            self._view = View(state["mean"].to(self._buffer), state["std"].to(self._buffer), None)
+            self._distillation = self._start(self._view.coordinates(self._buffer))
+            for name, part in self._distillation.state().items():
+                part.load_state_dict(state["parts"][name])

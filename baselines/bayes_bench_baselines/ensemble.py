@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bayes_bench import FitData, TrainingLoop, WeightPosterior, WeightSamples
+from bayes_bench import FitData, Held, TrainingLoop, WeightPosterior, WeightSamples
 from bayes_bench_baselines.configs import DeepEnsembleConfig
 from bayes_bench_baselines.members import fit_members
 
@@ -27,6 +27,10 @@ class DeepEnsemble(WeightPosterior):
     @property
     def support(self) -> int:
         return self.config.members
+
+    def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
+        members = self.config.members
+        return Held(self.trained_copies(data) * members, members, min(drawn, members))
 
     def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
         self._weights = fit_members(

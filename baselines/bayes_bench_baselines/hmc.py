@@ -11,6 +11,9 @@ from torch import Tensor
 from bayes_bench import (
     Examples,
     FitData,
+    HasState,
+    Held,
+    Stateful,
     TensorState,
     TrainingLoop,
     UsageError,
@@ -65,6 +68,11 @@ class HMC(StoredChains):
                 "budget"
             )
 
+    def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
+        # How many states will be far enough apart to be stored is known in the end alone.
+        chains = self.config.chains
+        return Held(5 * chains, chains, min(drawn, chains))
+
     def _costs(self, data: FitData) -> tuple[int, float]:
         """Gradient evaluations of one leapfrog step and of one validation."""
         return self.config.chains * len(data.train), self.validation_cost(data, self.config.chains)
@@ -83,6 +91,9 @@ class HMC(StoredChains):
         adaptation = StepSize(1 / math.sqrt(len(data.train)), config.target_acceptance)
         sampler = Sampler(chains, config, rng)
 
+        def state(**others: Stateful) -> dict[str, HasState]:
+            return {"weights": weights, "chains": chains, "sampler": sampler, **others}
+
         def adapt() -> Mapping[str, Tensor]:
             most = 1 if adaptation.searching else max(1, sampler.leapfrog_steps // GROWTH)
             acceptance = sampler.step(adaptation.value, most)
@@ -90,7 +101,7 @@ class HMC(StoredChains):
                 adaptation.update(float(acceptance.mean()), sampler.leapfrog_steps / burn_in)
             return {"loss": chains.loss.mean()}
 
-        loop.run(adapt, {}, cost=cost, steps=burn_in)
+        loop.run(adapt, state(adaptation=adaptation), cost=cost, steps=burn_in)
 
         step_size, most = adaptation.final, max(1, (steps - 1 - descent - burn_in) // TRAJECTORIES)
         states = ThinnedStates(chains.accepted, 2 * self._per_chain)
@@ -103,7 +114,7 @@ class HMC(StoredChains):
 
         loop.run(
             sample,
-            {},
+            state(states=states),
             cost=cost,
             validate=lambda: self.validation_scores(data, self.complete(chains.accepted)),
             validation_cost=reserve,
@@ -146,7 +157,9 @@ class HMC(StoredChains):
             return {"loss": losses.mean()}
 
         cost = self.config.chains * len(train)
-        loop.run(step, {"chains": weights}, cost=cost, steps=steps, schedule=cosine_decay(optimizer))
+        loop.run(
+            step, {"chains": weights, "optimizer": optimizer}, cost=cost, steps=steps, schedule=cosine_decay(optimizer)
+        )
 
     def _store(self, states: WeightSamples, data: FitData, loop: TrainingLoop) -> WeightSamples:
         """Diagnose the states ``[chains, length, ...]`` and keep those that are distinct, ``[S, ...]``."""
@@ -166,7 +179,7 @@ class HMC(StoredChains):
         return {name: value[moved.flatten()] for name, value in flat.items()}
 
 
-class Chains:
+class Chains(Stateful):
     """Positions, momenta and energies of all chains, with the leapfrog integrator and the Metropolis test.
 
     Args:
@@ -176,6 +189,17 @@ class Chains:
         accepted: where the chains are, name → ``[chains, *shape]``; ``weights`` are on the way from there.
         loss: their mean NLL, ``[chains]``.
     """
+
+    STATE = (
+        "loss",
+        "accepted",
+        "_accepted_forces",
+        "_forces",
+        "_momenta",
+        "_potential",
+        "_start_energy",
+        "_proposed_loss",
+    )
 
     def __init__(self, posterior: HMC, weights: TensorState, train: Examples):
         self._posterior, self._train = posterior, train
@@ -259,8 +283,10 @@ class Chains:
         return torch.stack(energies).sum(0) / 2
 
 
-class Sampler:
+class Sampler(Stateful):
     """Trajectories, one leapfrog step at a time, and how they went."""
+
+    STATE = ("_left", "_trajectories", "leapfrog_steps", "_acceptance", "_divergent")
 
     def __init__(self, chains: Chains, config: HMCConfig, rng: torch.Generator):
         self._chains, self._config, self._rng = chains, config, rng
@@ -303,7 +329,7 @@ class Sampler:
         return min(longest, max(1, math.ceil(factor * usual)))
 
 
-class StepSize:
+class StepSize(Stateful):
     """Step size for a target acceptance: doubled or halved until that is crossed, then dual averaging.
 
     Hoffman & Gelman 2014, algorithms 4 and 5, with their constants, but shrunk towards the step size that was found
@@ -311,6 +337,7 @@ class StepSize:
     reached each of ``WINDOWS``, so that what was right near a mode has no weight in the end.
     """
 
+    STATE = ("value", "searching", "_centre", "_error", "_average", "_updates", "_direction", "_windows")
     SHRINKAGE, DELAY, DECAY = 0.05, 10, 0.75
     WINDOWS = (1 / 8, 1 / 4, 1 / 2)
 
@@ -350,14 +377,16 @@ class StepSize:
             self._centre, self._error, self._updates = self._average, 0.0, 0
 
 
-class ThinnedStates:
+class ThinnedStates(Stateful):
     """States of chains of unknown length, evenly spaced, in bounded memory.
 
     Every k-th state is kept. Where ``capacity`` of them are held, every other one is dropped and k doubles.
     """
 
+    STATE = ("_kept", "_every", "_seen", "_length")
+
     def __init__(self, like: Mapping[str, Tensor], capacity: int):
-        self._kept = {name: value.new_empty(capacity, *value.shape) for name, value in like.items()}
+        self._kept = {name: value.new_zeros(capacity, *value.shape) for name, value in like.items()}
         self._capacity, self._every, self._seen, self._length = capacity, 1, 0, 0
 
     def add(self, states: Mapping[str, Tensor]) -> None:

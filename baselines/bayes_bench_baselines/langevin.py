@@ -21,7 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayes_bench import FitData, TensorState, TrainingLoop, UsageError, WeightPosterior, WeightSamples
+from bayes_bench import (
+    FitData,
+    HasState,
+    Stateful,
+    TensorState,
+    TrainingLoop,
+    UsageError,
+    WeightPosterior,
+    WeightSamples,
+)
 from bayes_bench_baselines.chains import SHORTEST, chain_diagnostics
 from bayes_bench_baselines.configs import ChainConfig
 
@@ -106,8 +115,10 @@ def step_size_at(config: ChainConfig, progress: float) -> float:
             return config.step_size
 
 
-class Chains:
+class Chains(Stateful):
     """Chains of networks of one posterior, all in one stacked pass."""
+
+    STATE = ("_steps", "_step_size", "_burning_in", "_sampled", "_sampled_time", "_averaged")
 
     def __init__(
         self, posterior: WeightPosterior, config: ChainConfig, data: FitData, loop: TrainingLoop, rng: torch.Generator
@@ -119,6 +130,7 @@ class Chains:
         self._full = posterior.complete(self._weights)
         self._squares = TensorState({name: torch.zeros_like(w) for name, w in self.networks().items()})
         self._momentum = TensorState({name: torch.zeros_like(w) for name, w in self.networks().items()})
+        self._steps = 0
         self._step_size = config.step_size
         self._burning_in = True
         self._sampled, self._sampled_time = 0, 0.0  # steps after the burn-in, and the sum of their sizes
@@ -136,6 +148,7 @@ class Chains:
         plan: ChainPlan,
         store: Callable[[int], None],
         *,
+        kept: Mapping[str, HasState] | None = None,
         leave: float = 0.0,
         after_step: Callable[[int], Mapping[str, Tensor]] = lambda _: {},
     ) -> None:
@@ -143,20 +156,19 @@ class Chains:
 
         Args:
             store: called with 0, 1, … whenever the networks are to be stored.
+            kept: what ``store`` and ``after_step`` change, by name, for snapshots.
             leave: gradient evaluations of the budget that later parts of the fit need.
             after_step: called with the number of steps done; what it returns is reported.
         """
         posterior, config, data = self._posterior, self._config, self._data
         due = {step: position for position, step in enumerate(plan.stored)}
-        done = 0
 
         def step() -> Mapping[str, Tensor]:
-            nonlocal done
             loss = self._step()
-            done += 1
-            if done in due:
-                store(due[done])
-            return {"loss": loss, **after_step(done)}
+            self._steps += 1
+            if self._steps in due:
+                store(due[self._steps])
+            return {"loss": loss, **after_step(self._steps)}
 
         def schedule(progress: float) -> None:
             self._step_size = step_size_at(config, progress)
@@ -164,7 +176,14 @@ class Chains:
 
         loop.run(
             step,
-            {"weights": self._weights, "squares": self._squares, "momentum": self._momentum},
+            {
+                "weights": self._weights,
+                "squares": self._squares,
+                "momentum": self._momentum,
+                "batches": self._batches,
+                "chains": self,
+                **(kept or {}),
+            },
             cost=config.chains * min(config.batch_size, len(data.train)),
             steps=plan.steps,
             leave=leave,
@@ -288,16 +307,18 @@ def sample_chains(
     if (count := config.chains * len(plan.stored)) < config.samples:
         loop.note(f"{count} networks are stored, not {config.samples}: the budget gives the chains too few steps")
     chains = Chains(posterior, config, data, loop, rng)
-    stored = {
-        name: weight.new_empty(config.chains, len(plan.stored), *weight.shape[1:])
-        for name, weight in chains.networks().items()
-    }
+    stored = TensorState(
+        {
+            name: weight.new_zeros(config.chains, len(plan.stored), *weight.shape[1:])
+            for name, weight in chains.networks().items()
+        }
+    )
 
     def store(position: int) -> None:
         for name, weight in chains.networks().items():
             stored[name][:, position] = weight
 
-    chains.run(loop, plan, store, leave=leave)
+    chains.run(loop, plan, store, kept={"stored": stored}, leave=leave)
     weights = {name: weight.flatten(0, 1) for name, weight in stored.items()}
     return weights, chains.diagnostics() | chain_diagnostics(
         posterior, posterior.complete(weights), data, config.chains

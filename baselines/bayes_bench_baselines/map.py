@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bayes_bench import FitData, TrainingLoop, WeightPosterior, WeightSamples
+from bayes_bench import FitData, Held, TrainingLoop, WeightPosterior, WeightSamples
 from bayes_bench_baselines.configs import MAPConfig
 from bayes_bench_baselines.members import fit_members
 
@@ -20,6 +20,9 @@ class MAP(WeightPosterior):
     support = 1
 
     _weights: WeightSamples
+
+    def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
+        return Held(self.trained_copies(data), 1, 1)
 
     def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
         self._weights = fit_members(self, data, loop, rng, members=1, use_prior=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bayes_bench import (
     FitData,
+    Held,
     InputScaled,
     TensorState,
     TrainingLoop,
@@ -88,6 +89,12 @@ class MCDropout(WeightPosterior):
     def _check_fit(self, data: FitData, budget: int) -> None:
         self._find_layers(data.train.x[:1].to(next(self.network.parameters()).device))
 
+    def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
+        # Masks are factors of a draw; for their Gram matrix the products of one layer at a time are made.
+        masked = [self.initial[_weight(name)] for name in self._find_layers(data.train.x[:1])]
+        share = max(w.numel() * w.element_size() for w in masked) / self.network_bytes
+        return Held(self.trained_copies(data), 1, 1 + drawn * share)
+
     # Fit --------------------------------------------------------------------------------------------------
 
     def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
@@ -120,7 +127,7 @@ class MCDropout(WeightPosterior):
 
         loop.run(
             step,
-            {"weights": trained, "optimizer": optimizer},
+            {"weights": trained, "optimizer": optimizer, "batches": batches},
             cost=batch_size,
             schedule=cosine_decay(optimizer, config.final_learning_rate),
             validate=self.validator(data, config.validation_networks, rng),

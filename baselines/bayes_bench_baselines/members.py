@@ -58,7 +58,7 @@ def fit_members(
 
     loop.run(
         step,
-        {"members": weights, "optimizer": optimizer},
+        {"members": weights, "optimizer": optimizer, "batches": batches},
         # With adversarial examples: two forward and backward passes, and one backward pass to the inputs.
         cost=members * batch_size * (7 / 3 if adversarial_epsilon else 1),
         schedule=cosine_decay(optimizer, config.final_learning_rate),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bayes_bench import (
     FitData,
+    Held,
     TrainingLoop,
     UnsupportedNetworkError,
     UsageError,
@@ -64,6 +65,10 @@ class MNF(WeightPosterior):
                 f"a budget of {budget:,} pays for no step of mnf; at least {least:,} gradient evaluations are needed: "
                 "two for each example of a batch, and the validation at the end"
             )
+
+    def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
+        # Means and standard deviations; a draw's noise is as large as the draw.
+        return Held(2 * self.trained_copies(data), 2, drawn, drawing=2 * drawn)
 
     def _treated(self) -> list[str]:
         """Names of the layers with trainable weights that are given factors."""
@@ -145,7 +150,7 @@ class MNF(WeightPosterior):
 
         loop.run(
             step,
-            {"distribution": parts, "optimizer": optimizer},
+            {"distribution": parts, "optimizer": optimizer, "batches": batches},
             cost=self._step_cost(data),
             schedule=cosine_decay(optimizer, config.final_learning_rate),
             validate=self.validator(data, config.validation_networks, rng),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bayes_bench import FitData, TrainingLoop
+from bayes_bench import FitData, Held, TrainingLoop
 from bayes_bench_baselines.chains import StoredChains
 from bayes_bench_baselines.configs import SGLDConfig
 from bayes_bench_baselines.langevin import check_chains, sample_chains
@@ -19,6 +19,11 @@ class SGLD(StoredChains):
     def _check_fit(self, data: FitData, budget: int) -> None:
         self.require_memory(self.config.samples, "lower samples", copies=2)
         check_chains(self, self.config, data, budget)
+
+    def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
+        chains = self.config.chains
+        stored = chains * len(check_chains(self, self.config, data, budget).stored)
+        return Held(stored + 2 * chains, stored, min(drawn, stored))  # each chain with its gradient
 
     def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
         self._weights, diagnostics = sample_chains(self, self.config, data, loop, rng)

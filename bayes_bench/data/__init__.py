@@ -8,6 +8,7 @@ suite's file (a user's own data; ``bayes_bench.suite`` resolves them).
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,24 @@ SOURCES: dict[str, Source] = {
     module.SOURCE.name: module.SOURCE
     for module in (digits, cubic, mnist, letters, notmnist, distorted, csv_file, npz, image_folder)
 }
+MOST_DIMENSIONS = 16  # of one input; records hold no more
 MAX_SHARED = 0.5  # part of an out-of-distribution set that may be equal to inputs of the task
 
 
 def resolve_data_root(data_root: Path | str | None = None) -> Path:
-    """Where benchmark data lie: the argument, else ``BAYES_BENCH_DATA``, else the user's cache folder."""
+    """Where benchmark data lie: the argument, else ``BAYES_BENCH_DATA``, else the user's cache folder.
+
+    Raises:
+        UsageError: it is a file, or in the home folder of nobody.
+    """
     if chosen := data_root or os.environ.get("BAYES_BENCH_DATA"):
-        return Path(chosen).expanduser()
+        try:
+            root = Path(chosen).expanduser()
+        except RuntimeError as error:
+            raise UsageError(f"no home folder for the data root {chosen}; write the whole path") from error
+        if root.exists() and not root.is_dir():
+            raise UsageError(f"the data root {root} is a file; give the folder that holds the data sets")
+        return root
     from platformdirs import user_cache_path
 
     return user_cache_path("bayes-bench", appauthor=False)
@@ -71,7 +83,7 @@ def check_spec(spec: SourceSpec) -> Settings:
     try:
         return model.model_validate(spec.options)
     except ValidationError as error:
-        raise explain(error, where) from error
+        raise explain(error, where, spec.options) from error
 
 
 def task_kind(spec: TaskSpec) -> Kind:
@@ -112,12 +124,29 @@ def load_split(spec: SourceSpec, data_root: Path, kind: Kind | None = None) -> S
     assert source.split is not None
     declared = source.kind or getattr(options, "kind", None)
     split = source.split(options, data_root, declared or kind or "classification")
+    if len(split.input_shape) > MOST_DIMENSIONS:
+        raise DataError(
+            f"data source {spec.source!r}: an input has {len(split.input_shape)} dimensions, at most {MOST_DIMENSIONS} "
+            "are possible; flatten it"
+        )
     for part, arrays in (("training", split.train), ("validation", split.validation), ("test", split.test)):
         if len(arrays) == 0:
             raise DataError(f"data source {spec.source!r}: no {part} examples")
         _check_finite(arrays.x, f"data source {spec.source!r}: the {part} inputs")
         _check_finite(arrays.y, f"data source {spec.source!r}: the {part} targets")
-    return split
+    return replace(split, notes=(*split.notes, *_unseen_classes(split)))
+
+
+def _unseen_classes(split: Split) -> list[str]:
+    """A note on the classes that no number about a part can speak of."""
+    notes = []
+    for part, arrays in (("validation", split.validation), ("test", split.test)):
+        missing = [name for i, name in enumerate(split.classes) if not (arrays.y == i).any()]
+        if missing:
+            shown = ", ".join(map(repr, missing[:5])) + (" …" if len(missing) > 5 else "")
+            plural = "es" if len(missing) > 1 else ""
+            notes.append(f"no {part} example of the class{plural} {shown}: too few examples to set one apart")
+    return notes
 
 
 def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bayes_bench import machine
 from bayes_bench.errors import DataError
 from bayes_bench.settings import Settings, setting
 
 Kind = Literal["classification", "regression"]
+REGRESSION = "give the task a likelihood of a regression: likelihood = { name = 'gaussian' }"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,35 @@ class FractionOptions(Settings):
     test: float = setting(0.2, "fraction set apart for testing, where no test data are named", gt=0, lt=1)
     split_seed: int = setting(0, "seed of the split", ge=0)
     kind: Kind | None = setting(None, "what the targets are; where not given, the likelihood says it")
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no file of its own: a missing one, a folder, a device or a pipe that would never end.
+
+    Raises:
+        DataError: says what it is.
+    """
+    try:
+        if not path.exists():
+            raise DataError(f"cannot read {path}: No such file or directory")
+        if not path.is_file():
+            raise DataError(f"cannot read {path}: it is not a file")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_size(path: Path, size: int) -> None:
+    """Refuse data of more bytes in memory than half of the machine has; small files can hold or claim any number.
+
+    Raises:
+        DataError: with the sizes.
+    """
+    there = machine.memory_bytes()
+    if there is not None and size > there / 2:
+        raise DataError(
+            f"{path} needs {machine.size_in_words(min(size, 2**80))} in memory; at most half of this machine's "
+            f"{machine.size_in_words(there)} may be used"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -173,7 +204,10 @@ def split_by_fractions(
         raise DataError(f"{name}: {error}") from None
     train, validation = data[parts[-1]], data[parts[0]]
     if y is not None and (lost := set(np.unique(y)) - set(np.unique(train.y))):
-        raise DataError(f"{name}: class number {min(lost)} has too few examples to keep one for training")
+        raise DataError(
+            f"{name}: class number {min(lost)} has too few examples to keep one for training; give more, leave it out, "
+            f"or, where the targets are quantities, {REGRESSION}"
+        )
     return train, validation, test if test is not None else data[parts[1]]
 
 

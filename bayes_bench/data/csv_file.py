@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from bayes_bench.data.base import (
+    REGRESSION,
     Arrays,
     FractionOptions,
     Inputs,
     Kind,
     Source,
     Split,
+    check_file,
+    check_size,
     encode_labels,
     split_by_fractions,
 )
@@ -25,6 +30,13 @@ from bayes_bench.errors import DataError, UsageError
 from bayes_bench.settings import Settings, setting
 
 LARGEST = float(np.finfo(np.float32).max)
+CELL_BYTES = 30
+"""Memory of a character of a file, as cells of one or two characters need it at the most."""
+MOST_SHOWN = 50
+"""Columns that a message names."""
+
+
+DELIMITER = r'^[^"\r\n\x00]$'
 
 
 class CsvOptions(FractionOptions):
@@ -32,7 +44,7 @@ class CsvOptions(FractionOptions):
     target: tuple[str, ...] = setting(..., "target column, or a list of them for regression", min_length=1)
     features: tuple[str, ...] | None = setting(None, "feature columns; not given: all but the targets", min_length=1)
     test_path: Path | None = setting(None, "a CSV file of test examples with the same columns")
-    delimiter: str = Field(",", min_length=1, max_length=1, description="character between the cells")
+    delimiter: str = Field(",", pattern=DELIMITER, description="character between the cells")
 
     @field_validator("target", mode="before")
     @classmethod
@@ -42,7 +54,7 @@ class CsvOptions(FractionOptions):
 
 class CsvInputOptions(Settings):
     path: Path = setting(..., "the CSV file; it must have the task's feature columns, others are ignored")
-    delimiter: str = Field(",", min_length=1, max_length=1, description="character between the cells")
+    delimiter: str = Field(",", pattern=DELIMITER, description="character between the cells")
 
 
 @dataclass(frozen=True)
@@ -94,9 +106,14 @@ class Table:
     def index(self, column: str) -> int:
         """Place of a column; a ``DataError`` where there is none of the name."""
         try:
-            return self.header.index(column)
-        except ValueError:
-            raise DataError(f"{self.path} has no column {column!r}; it has {', '.join(self.header)}") from None
+            return self._places[column]
+        except KeyError:
+            shown = ", ".join(self.header[:MOST_SHOWN]) + (" …" if len(self.header) > MOST_SHOWN else "")
+            raise DataError(f"{self.path} has no column {column!r}; it has {shown}") from None
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.header)}
 
 
 def read_table(path: Path, delimiter: str = ",") -> Table:
@@ -107,6 +124,8 @@ def read_table(path: Path, delimiter: str = ",") -> Table:
     """
     rows: list[list[str]] = []
     lines: list[int] = []
+    check_file(path)
+    check_size(path, CELL_BYTES * path.stat().st_size)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter=delimiter)
@@ -128,7 +147,7 @@ def read_table(path: Path, delimiter: str = ",") -> Table:
         raise DataError(f"{path} has no examples; it needs a header line and one line per example")
     if all(_is_number(cell) for cell in header):
         raise DataError(f"{path}, line 1: only numbers; the first line must name the columns")
-    if repeated := {name for name in header if header.count(name) > 1}:
+    if repeated := {name for name, times in Counter(header).items() if times > 1}:
         raise DataError(f"{path}, line 1: column named twice: {', '.join(sorted(repeated))}")
     return Table(path, header, rows, lines)
 
@@ -169,6 +188,10 @@ def _arrays(
     if kind == "regression":
         return Arrays(x, table.numbers(target)), ()
     labels = table.text(target[0])
+    if quantity := _a_quantity(labels):
+        raise DataError(
+            f"{table.path}: column {target[0]!r} holds numbers such as {quantity}, which are no classes; {REGRESSION}"
+        )
     y, classes = encode_labels(labels, known)
     if (y < 0).any():
         row = int(np.argmin(y))
@@ -177,6 +200,15 @@ def _arrays(
             "does not occur in the training file"
         )
     return Arrays(x, y), classes
+
+
+def _a_quantity(labels: Sequence[str]) -> str | None:
+    """Of labels that are all numbers the first that is not whole."""
+    try:
+        fractions = [label for label in labels if not float(label).is_integer()]
+    except ValueError:
+        return None
+    return fractions[0] if fractions else None
 
 
 def inputs(options: CsvInputOptions, data_root: Path, split: Split) -> Inputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bayes_bench.data.base import check_file, check_size
 from bayes_bench.errors import DataError
 
 
@@ -38,19 +40,26 @@ def read(path: Path) -> IdxFile:
         DataError: unreadable, not such a file, or not as long as its header says.
     """
     mend = "delete it and fetch it again"
+    check_file(path)
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4)
+            rank = start[3] if len(start) == 4 else 0
+            header = start + file.read(4 * rank)
+            if start[:3] != b"\0\0\x08" or len(header) != 4 + 4 * rank:
+                raise DataError(f"{path} is not an idx file of bytes (or is truncated within its header); {mend}")
+            shape = struct.unpack(f">{rank}I", header[4:])
+            size = math.prod(shape)
+            check_size(path, size)
+            content = header + file.read(size + 1)  # never more than the header says, whatever a zipped file holds
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is damaged or truncated ({error}); {mend}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
-        raise DataError(f"{path} is not an idx file of bytes (or is truncated within its header); {mend}")
-    rank = content[3]
-    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
-    expected = 4 + 4 * rank + int(np.prod(shape, dtype=np.int64))
-    if len(content) != expected:
-        state = "is truncated" if len(content) < expected else "is too long"
-        raise DataError(f"{path} {state}: {len(content):,} bytes where its header says {expected:,}; {mend}")
-    values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * rank).reshape(shape)
+    expected = len(header) + size
+    if len(content) < expected:
+        raise DataError(f"{path} is truncated: {len(content):,} bytes where its header says {expected:,}; {mend}")
+    if len(content) > expected:
+        raise DataError(f"{path} is too long: its header says {expected:,} bytes; {mend}")
+    values = np.frombuffer(content, dtype=np.uint8, offset=len(header)).reshape(shape)
     return IdxFile(path, values, hashlib.sha256(content).hexdigest())

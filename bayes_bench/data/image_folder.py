@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,12 +11,25 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from bayes_bench.data.base import Arrays, FractionOptions, Inputs, Kind, Source, Split, split_by_fractions
+from bayes_bench.data.base import (
+    Arrays,
+    FractionOptions,
+    Inputs,
+    Kind,
+    Source,
+    Split,
+    check_file,
+    check_size,
+    split_by_fractions,
+)
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.settings import Settings, setting
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""By content: Pillow would hand a PostScript file that is called .png to another program."""
+MOST_PIXELS = 64_000_000
+Size = tuple[Annotated[int, Field(gt=0, le=100_000)], Annotated[int, Field(gt=0, le=100_000)]]
 
 
 class ImageFolderOptions(FractionOptions):
@@ -57,20 +72,33 @@ def _size(data: Arrays) -> Size:
 def _listing(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the folder {folder}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _labelled(root: Path, classes: Sequence[str], size: Size | None, channels: int) -> Arrays:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        members = [path for path in _listing(root / name) if path.suffix.lower() in SUFFIXES]
+        members = [path for path in _listing(root / name) if path.suffix.lower() in SUFFIXES and path.is_file()]
         if not members:
             raise DataError(f"{root / name} holds no images ({', '.join(SUFFIXES)})")
         files += members
         labels += [label] * len(members)
+    _refuse_links(root, files)
     return Arrays(read_images(files, size, channels)[0], np.array(labels, dtype=np.int64))
+
+
+def _refuse_links(root: Path, files: Sequence[Path]) -> None:
+    """A folder from elsewhere must not bring in files that are not in it.
+
+    Raises:
+        DataError: names the first.
+    """
+    inside = root.resolve()
+    for file in files:
+        if not file.resolve().is_relative_to(inside):
+            raise DataError(f"{file} is a symbolic link out of {root}; copy what it names into the folder")
 
 
 def read_images(files: Sequence[Path], size: Size | None, channels: int) -> tuple[np.ndarray, int]:
@@ -81,16 +109,29 @@ def read_images(files: Sequence[Path], size: Size | None, channels: int) -> tupl
     Raises:
         DataError: a file that is no image, or another size where none was given.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    images, resized, wanted = [], 0, size
+    images: list[np.ndarray] = []
+    resized, wanted = 0, size
     for file in files:
         try:
-            with Image.open(file) as opened:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                opened = Image.open(file, formats=FORMATS)  # reads no more than the header
+            with opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise DataError(f"{file} is too large an image: {opened.width:,}×{opened.height:,} pixels")
                 image = opened.convert("L" if channels == 1 else "RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except DataError:
+            raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise DataError(f"{file} is too large an image: {error}") from error
+        except Exception as error:  # decoders raise what they like on damaged files
             raise DataError(f"cannot read the image {file}: {error}") from error
         found = (image.height, image.width)
+        if not images:
+            # Bytes of all images, and as many single-precision numbers.
+            check_size(file.parent, 5 * len(files) * channels * math.prod(wanted or found))
         wanted = wanted or found
         if found != wanted:
             if size is None:
@@ -122,12 +163,12 @@ def read_image_inputs(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, i
         raise DataError(f"{path}: images need inputs [1 or 3, H, W], but an input has shape {list(shape)}")
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        _refuse_links(path, files)
     else:
+        check_file(path)
         files = [path]
     if not files:
         raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)})")
-    if not path.exists():
-        raise DataError(f"cannot read {path}: no such file or folder")
     return read_images(files, (shape[1], shape[2]), shape[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ def read_inputs(
     Raises:
         DataError: missing, unreadable, another shape, or values that are not finite.
     """
+    if not re.fullmatch(csv_file.DELIMITER, delimiter):
+        raise DataError(f"{delimiter!r} cannot stand between the cells of a CSV file")
     suffix = path.suffix.lower()
     if not path.exists():
         raise DataError(f"cannot read {path}: no such file or folder")

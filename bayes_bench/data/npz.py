@@ -5,19 +5,25 @@ Never unpickles.
 
 from __future__ import annotations
 
+import lzma
+import math
 import zipfile
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from bayes_bench.data.base import (
+    REGRESSION,
     Arrays,
     FractionOptions,
     Inputs,
     Kind,
     Source,
     Split,
+    check_file,
+    check_size,
     encode_labels,
     split_by_fractions,
     unit_images,
@@ -43,14 +49,46 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         DataError: unreadable, damaged, or holding Python objects.
     """
+    check_file(path)
     try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            return {"x": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+        if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                return {"x": _read_array(file, path.stat().st_size, path)}
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            # What the directory claims is an upper bound: no more of a member is ever unpacked.
+            check_size(path, sum(member.file_size for member in members))
+            found = {}
+            for member in members:
+                with archive.open(member) as file:
+                    found[member.filename.removesuffix(".npy")] = _read_array(file, member.file_size, path)
+            return found
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not an NPZ file of plain arrays ({error})") from error
+    # RuntimeError: it is encrypted; NotImplementedError: a way of packing that Python does not know.
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+
+
+def _read_array(file: IO[bytes], size: int, path: Path) -> np.ndarray:
+    """An array in NumPy's format from a file of ``size`` bytes, whose header is looked at before anything is read."""
+    form = np.lib.format
+    try:
+        version = form.read_magic(file)
+        read_header = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}[version]
+        shape, fortran, dtype = read_header(file)
+    except Exception as error:  # the header is a Python literal: whatever its parser raises
+        raise DataError(f"{path} is not an NPZ or NPY file of plain arrays") from error
+    if dtype.hasobject:
+        raise DataError(f"{path} holds Python objects, which are never unpickled; save arrays of numbers or text")
+    claimed = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or claimed > size:
+        raise DataError(f"{path} is damaged: an array claims {claimed:,} bytes, there are {size:,}")
+    check_size(path, claimed)
+    content = file.read(claimed)
+    if len(content) != claimed or file.read(1):
+        raise DataError(f"{path} is damaged: an array has not the size that its header says")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def as_inputs(values: np.ndarray, channels_last: bool, what: str) -> np.ndarray:
@@ -61,8 +99,9 @@ def as_inputs(values: np.ndarray, channels_last: bool, what: str) -> np.ndarray:
         values = values[:, None]
     elif values.ndim == 4 and channels_last:
         values = values.transpose(0, 3, 1, 2)
-    # Small bytes in a table of features are counts; in an array of images they are grey levels.
-    return np.ascontiguousarray(unit_images(values) if values.ndim == 4 else values.astype(np.float32))
+    with np.errstate(over="ignore"):  # what is beyond float32 is refused as infinity
+        # Small bytes in a table of features are counts; in an array of images they are grey levels.
+        return np.ascontiguousarray(unit_images(values) if values.ndim == 4 else values.astype(np.float32))
 
 
 def split(options: NpzOptions, data_root: Path, kind: Kind) -> Split:
@@ -112,13 +151,15 @@ def _targets(
             raise DataError(f"{what}: regression targets must be numbers, got {values.dtype}")
         if values.ndim not in (1, 2):
             raise DataError(f"{what}: regression targets must be [N] or [N, D], got {values.shape}")
-        return values.reshape(len(values), -1).astype(np.float32), ()
+        with np.errstate(over="ignore"):  # as of inputs
+            return values.reshape(len(values), -1).astype(np.float32), ()
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     whole = np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "Ub"
     if values.ndim != 1 or not whole:
         raise DataError(
-            f"{what}: class labels must be whole numbers or text [N], got {values.dtype} of shape {values.shape}"
+            f"{what}: class labels must be whole numbers or text [N], got {values.dtype} of shape {values.shape}; for "
+            f"quantities {REGRESSION}"
         )
     y, classes = encode_labels(values.tolist(), known)
     if (y < 0).any():

@@ -12,7 +12,7 @@ from bayes_bench.hypergan.config import HyperGANConfig
 from bayes_bench.hypergan.discriminator import Discriminator, accuracy, discriminator_loss, generator_loss
 from bayes_bench.hypergan.generators import Generators
 from bayes_bench.hypergan.mixer import Mixer, pretrain
-from bayes_bench.posterior import WeightPosterior, WeightSamples
+from bayes_bench.posterior import Held, WeightPosterior, WeightSamples
 from bayes_bench.training import HasState, TrainingLoop, cosine_decay
 
 
@@ -30,6 +30,13 @@ class HyperGAN(WeightPosterior):
     @property
     def uses_prior(self) -> bool:  # type: ignore[override]
         return self.config.prior_weight > 0
+
+    def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
+        # A dense head has a column of its width for every weight, a chunked one at least what all codes share.
+        config = self.config
+        width = [config.code_dim, *config.generator_hidden][-1]
+        each = 1 if config.head == "chunked" else width
+        return Held(self.trained_copies(data) * each + config.networks, each, drawn)
 
     def _build(self) -> None:
         """The parts, with random weights; the caller seeds."""
@@ -80,7 +87,10 @@ class HyperGAN(WeightPosterior):
         if mixer is not None:
             groups.append({"params": list(mixer.parameters()), "lr": config.mixer_learning_rate})
         optimizer = torch.optim.Adam(groups, fused=True)
-        state: dict[str, HasState] = {**self._parts(), "optimizer": optimizer}
+        # More examples per network than there are would only repeat them.
+        batch_size = min(config.batch_size, len(data.train))
+        batches = data.train.minibatches(batch_size, rng, networks=config.networks)
+        state: dict[str, HasState] = {**self._parts(), "optimizer": optimizer, "batches": batches}
         decays = [cosine_decay(optimizer, config.final_learning_rate)]
         train_discriminator: Callable[[], dict[str, Tensor]] = dict
         if discriminator is not None:
@@ -103,10 +113,6 @@ class HyperGAN(WeightPosterior):
                 discriminator_loss(real, fake).backward()
                 adversary.step()
                 return {"discriminator_accuracy": accuracy(real, fake)}
-
-        # More examples per network than there are would only repeat them.
-        batch_size = min(config.batch_size, len(data.train))
-        batches = data.train.minibatches(batch_size, rng, networks=config.networks)
 
         def step() -> Mapping[str, Tensor]:
             report = train_discriminator()

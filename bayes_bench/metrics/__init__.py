@@ -9,7 +9,6 @@ pure functions in one module per family and can be used alone::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from bayes_bench.metrics.diversity import (
 )
 from bayes_bench.metrics.ood import auroc, average_precision, fpr_at_tpr
 from bayes_bench.metrics.regression import coverage, crps, rmse
+from bayes_bench.settings import LARGEST_NUMBER
 
 __all__ = [
     "CATALOGUE",
@@ -113,7 +113,7 @@ def compute(
             except NotApplicableError as reason:
                 row["reason"] = str(reason)
             else:
-                if math.isfinite(value):
+                if abs(value) <= LARGEST_NUMBER:
                     row["value"] = value
                 else:
                     row["reason"] = "not a finite number"

@@ -234,7 +234,12 @@ class JobPredictions:
             raise NotApplicableError(self.reference)
         if name not in self.reference:
             raise NotApplicableError(f"the reference has no {name}")
-        return np.asarray(self.reference[name], dtype=np.float64)
+        group, _, what = name.rpartition("/")
+        own = self.predictions.get(f"{group}/{'mean' if what in ('mean', 'noise_std') else 'log_probs'}")
+        found = np.asarray(self.reference[name], dtype=np.float64)
+        if own is not None and not _goes_with(found, what, own.shape):
+            raise NotApplicableError(f"the reference's {name} has another shape, {list(found.shape)}")
+        return found
 
     def need_networks(self, k: int) -> None:
         """At least ``k`` networks, else n/a with the reason."""
@@ -306,6 +311,15 @@ class JobPredictions:
         if stored.shape[1] == 0:
             raise NotApplicableError("the set is empty")
         return stored
+
+
+def _goes_with(reference: Floats, what: str, own: tuple[int, ...]) -> bool:
+    """Can an array of a reference be compared with predictions of shape ``own`` = [S, N, K]?"""
+    if what == "noise_std":  # size 1 along dimensions that do not change it
+        return len(own) == reference.ndim == 3 and all(
+            size in (1, wanted) for size, wanted in zip(reference.shape[1:], own[1:], strict=True)
+        )
+    return reference.shape == own[1:2] if what == "epistemic_variance" else reference.shape[-2:] == own[1:]
 
 
 def regions(x: Floats, curve: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:

@@ -8,6 +8,8 @@ from typing import Any
 from bayes_bench.metrics.base import JobPredictions, Metric, NotApplicableError
 
 GROUP = "cost"
+MEASURED = ("fit_seconds", "predict_seconds_per_1000", "peak_memory_mb")
+"""What differs between two runs of the same job."""
 
 
 def _field(section: str, name: str) -> Callable[[JobPredictions], float]:

@@ -11,12 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from bayes_bench import store
-from bayes_bench.analysis import load_run, results_frame, summary_frame, wide_frame
+from bayes_bench.analysis import Run, load_run, results_frame, summary_frame, wide_frame
 
 RESULTS = "results.csv"
 SUMMARY = "summary.csv"
 REPORT = "report.html"
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write(run_dir: Path | str) -> Path:
@@ -29,21 +28,23 @@ def write(run_dir: Path | str) -> Path:
     from bayes_bench.report.page import open_book, render
 
     run = load_run(run_dir)
-    results = results_frame(run.records)
     # Everything is made before anything is written: a failure leaves the old files as they were.
-    texts = {RESULTS: csv(results), SUMMARY: csv(wide_frame(summary_frame(results))), REPORT: render(open_book(run))}
+    texts = {**csv_tables(run), REPORT: render(open_book(run))}
     for name, text in texts.items():
         store.write_text(run.folder / name, text)
     return run.folder / REPORT
+
+
+def csv_tables(run: Run) -> dict[str, str]:
+    """The content of ``results.csv`` and ``summary.csv``, by name."""
+    results = results_frame(run.records)
+    return {RESULTS: csv(results), SUMMARY: csv(wide_frame(summary_frame(results)))}
 
 
 def csv(frame: pd.DataFrame) -> str:
     """CSV with full precision; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
 
     def guard(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        line = " ".join(value.split("\n"))
-        return f"'{line}" if line.startswith(_FORMULA_STARTS) else line
+        return store.spreadsheet_safe(" ".join(value.split("\n"))) if isinstance(value, str) else value
 
-    return str(frame.map(guard).to_csv(index=False, lineterminator="\n"))
+    return str(frame.map(guard).rename(columns=guard).to_csv(index=False, lineterminator="\n"))

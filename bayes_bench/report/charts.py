@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,8 @@ class Chart(ABC):
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr, call-arg]
         buffer = io.StringIO()
         salt = {"svg.hashsalt": f"{type(self).__name__}/{panel}"}
-        with mpl.rc_context(STYLE | salt):
+        with mpl.rc_context(STYLE | salt), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a label of a record from elsewhere may leave no space for a plot
             empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
         return inline_svg(buffer.getvalue(), self.describe(panel), prefix)

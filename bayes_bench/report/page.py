@@ -28,7 +28,7 @@ from bayes_bench.analysis import (
     results_frame,
     variant_of,
 )
-from bayes_bench.errors import BayesBenchError
+from bayes_bench.errors import BayesBenchError, printable
 from bayes_bench.metrics import COLLAPSE_THRESHOLD
 from bayes_bench.report.charts import CHARTS, COLOURS, Chart, Look
 from bayes_bench.report.tables import Comparison, headlines, listed, number, plain_table, tables_for
@@ -77,7 +77,7 @@ def open_book(run: Run) -> Book:
                 try:
                     job = evidence(run.predictions(record), record)
                 except BayesBenchError as error:
-                    problems.append(str(error))
+                    problems.append(printable(str(error)))
                     # The metrics in the record still count; only figures and marks need the predictions.
                     job = Evidence(record, {})
                 jobs.setdefault(method, []).append(job)

@@ -5,6 +5,6 @@ how each kind of layer is evaluated for S networks in one call.
 """
 
 from bayes_bench.stacked.network import MEMORY_LIMIT, StackedNetwork
-from bayes_bench.stacked.scaled import InputScaled, take_networks
+from bayes_bench.stacked.scaled import InputScaled, take, take_networks
 
-__all__ = ["MEMORY_LIMIT", "InputScaled", "StackedNetwork", "take_networks"]
+__all__ = ["MEMORY_LIMIT", "InputScaled", "StackedNetwork", "take", "take_networks"]

@@ -15,13 +15,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from bayes_bench.errors import UsageError
+from bayes_bench.machine import MEMORY_LIMIT_MB
 from bayes_bench.stacked.blocks import Blocks, choose_blocks
 from bayes_bench.stacked.operations import NotStackableError, Value
 from bayes_bench.stacked.plan import Plan, make_plan
 from bayes_bench.stacked.scaled import InputScaled, take
 
-MEMORY_LIMIT = 512 * 2**20
-"""Bytes that one call may use for intermediate values, where the caller sets nothing else."""
+MEMORY_LIMIT = MEMORY_LIMIT_MB * 2**20
+"""Bytes that one call may use for intermediate values, where nothing else is set."""
 
 PerExample = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 """(outputs ``[S, B, K]``, targets, weights) → loss of each network on each example ``[S, B]``."""
@@ -32,14 +33,17 @@ class StackedNetwork:
 
     Args:
         network: in evaluation mode, a pure function of (weights, x). It is not changed.
+        memory_limit: bytes that one call may use for intermediate values, where the call itself sets nothing else;
+            an attribute, which may be changed.
 
     The way is chosen once: ``"plan"`` (stacked operations, layer by layer), else ``"vmap"``, else
     ``"loop"`` over ``torch.func.functional_call``; ``explain`` says which and why. Blocks follow from
     shapes, the device and the memory limit alone, so results repeat.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, *, memory_limit: int = MEMORY_LIMIT):
         self._network = network
+        self.memory_limit = memory_limit
         self._names = {name: p.shape for name, p in network.named_parameters()}
         self._plan: Plan | None = None
         self.method: Literal["plan", "vmap", "loop"] = "plan"
@@ -61,7 +65,7 @@ class StackedNetwork:
             compact = _compact(own)
             shared = self._shared_steps(compact, own_inputs=False)
             each = self._measure(compact, x, False, shared).largest  # may find that the plan does not serve
-            blocks = self._blocks(networks, x, False, each, MEMORY_LIMIT)
+            blocks = self._blocks(networks, x, False, each, self.memory_limit)
             size = blocks.networks * blocks.examples * each / 2**20
             details.append(f"  {networks} networks, {len(x)} examples")
             details.append(f"  {blocks.networks} networks × {blocks.examples} examples at once, {size:.1f} MiB")
@@ -81,7 +85,7 @@ class StackedNetwork:
         x: Tensor,
         *,
         own_inputs: bool = False,
-        memory_limit: int = MEMORY_LIMIT,
+        memory_limit: int | None = None,
     ) -> Tensor:
         """Outputs of all networks, ``[S, B, K]``.
 
@@ -89,13 +93,15 @@ class StackedNetwork:
             weights: name → ``[S, *shape]`` for every parameter of the network; entries of the likelihood
                 are passed over. Expanded tensors (stride 0) are recognised as shared by the networks.
             x: ``[B, ...]`` for all networks, or with ``own_inputs`` ``[S, B, ...]``.
-            memory_limit: bytes for intermediate values. Without gradients the blocks fit it; with gradients
-                blocks that together do not fit are computed again in the backward pass (``mean_loss`` need not).
+            memory_limit: bytes for intermediate values; default: the attribute. Without gradients the blocks fit it;
+                with gradients blocks that together do not fit are computed again in the backward pass (``mean_loss``
+                need not).
 
         Raises:
             UsageError: a name is missing, or a shape does not fit.
         """
         own, networks = self._check(weights, x, own_inputs)
+        memory_limit = self.memory_limit if memory_limit is None else memory_limit
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *own.values())):
             return self._differentiable_outputs(own, x, networks, own_inputs, memory_limit)
         return self._plain_outputs(own, x, networks, own_inputs, memory_limit)
@@ -108,7 +114,7 @@ class StackedNetwork:
         per_example: PerExample,
         *,
         own_inputs: bool = False,
-        memory_limit: int = MEMORY_LIMIT,
+        memory_limit: int | None = None,
     ) -> Tensor:
         """Each network's mean loss over its examples, ``[S]``, differentiable once.
 
@@ -153,7 +159,7 @@ class StackedNetwork:
         per_example: PerExample,
         *,
         own_inputs: bool = False,
-        memory_limit: int = MEMORY_LIMIT,
+        memory_limit: int | None = None,
     ) -> Tensor:
         """``mean_loss``, with the gradients of the sum of all losses written into the weights' ``grad``.
 
@@ -188,6 +194,16 @@ class StackedNetwork:
                 weight.grad = torch.empty_like(weight)
             gradients.append(weight.grad if weight.requires_grad else None)
         return self._losses_and_gradients(weights, x.detach(), y, per_example, blocks, own_inputs, gradients)
+
+    def block_bytes(self, networks: int, x: Tensor, device: str) -> int:
+        """Intermediate values that are held at once when so many networks see x ``[B, …]`` on a device of that type.
+
+        In bytes, without gradients; computes one network on one example to find out.
+        """
+        one = {name: p.detach().unsqueeze(0) for name, p in self._network.named_parameters()}
+        each = self._measure(one, x, False).largest
+        blocks = self._blocks(networks, x, False, each, self.memory_limit, device=device)
+        return each * blocks.networks * blocks.examples
 
     def _fall_back(self, reason: str) -> None:
         self.method, self.reason = "vmap", reason
@@ -389,10 +405,11 @@ class StackedNetwork:
         memory_limit: int,
         gradients: bool = False,
         weight_bytes: int = 0,
+        device: str = "",
     ) -> Blocks:
         batch = _examples(x, own_inputs)
         options: dict[str, Any] = {
-            "device": x.device.type,
+            "device": device or x.device.type,
             "memory_limit": memory_limit,
             "gradients": gradients,
             "weight_bytes": weight_bytes,
@@ -402,8 +419,9 @@ class StackedNetwork:
         return choose_blocks(networks, batch, bytes_each=bytes_each, **options)
 
     def _gradient_blocks(
-        self, weights: Mapping[str, Tensor], x: Tensor, networks: int, own_inputs: bool, memory_limit: int
+        self, weights: Mapping[str, Tensor], x: Tensor, networks: int, own_inputs: bool, memory_limit: int | None
     ) -> Blocks:
+        memory_limit = self.memory_limit if memory_limit is None else memory_limit
         own = _compact({name: weights[name] for name in self._names})
         total = self._measure(own, x, own_inputs).total
         weight_bytes = sum(self._names[name].numel() * own[name].element_size() for name in self._names)

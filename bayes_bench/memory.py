@@ -1,0 +1,167 @@
+"""What memory a job needs at least, from its sizes alone, before it starts. Imported by ``execution``.
+
+A lower bound: what it calls impossible is impossible. It leaves out the libraries (about 0.5 GB), gradients of
+activations, and whatever a method holds that it does not tell (``WeightPosterior._networks_held``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayes_bench import machine
+from bayes_bench.errors import MemoryLimitError
+from bayes_bench.posterior import WeightPosterior
+from bayes_bench.tasks import Task
+
+SETTINGS = (
+    "samples",
+    "members",
+    "chains",
+    "networks",
+    "buffer",
+    "batch_size",
+    "validation_networks",
+    "generator_hidden",
+    "student_hidden",
+)
+"""Settings of methods that lower a job's memory when they are lowered, by the names that methods give them."""
+OWN_NETWORKS = 2
+"""Of every posterior: the network, and the starting value of every parameter."""
+PREDICTION_COPIES = 3
+"""Of the predictions while they are written: the arrays, each as bytes, and the file's content."""
+STATE_COPIES = 4
+"""Of a posterior's state while it is written: itself, a clone, each tensor as bytes, and the file's content."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that takes memory, in words, and what to change where it is too much."""
+
+    what: str
+    bytes: float
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job needs at least when it needs most: in main memory, and on a GPU where it uses one."""
+
+    main: tuple[Part, ...]
+    gpu: tuple[Part, ...] = ()
+
+    @property
+    def main_bytes(self) -> float:
+        return sum(part.bytes for part in self.main)
+
+    def check(self, parallel_jobs: int = 1) -> None:
+        """Compare it with what there is, shared by so many jobs.
+
+        Raises:
+            MemoryLimitError: it cannot fit; the sentence names sizes and what to change.
+        """
+        _check(self.main, machine.memory_bytes(), "memory", parallel_jobs)
+        if self.gpu:
+            _check(self.gpu, torch.cuda.get_device_properties(0).total_memory, "GPU memory", parallel_jobs)
+
+
+def estimate(posterior: WeightPosterior, task: Task, budget: int, networks: int, device: str) -> Estimate:
+    """For a job that fits, draws ``networks`` networks, predicts all of the task's sets, and stores the results.
+
+    Args:
+        posterior: of the job, not fitted yet, on the CPU.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        BayesBenchError: what ``_networks_held`` raises where the method cannot fit within the budget.
+    """
+    held = posterior._networks_held(networks, task.fit_data, budget)
+    # Of a method that stores fewer than it may where the budget is small, those that it is sure to store.
+    drawn = networks if posterior.support is None else int(held.draw)
+    inputs = _inputs(task)
+    data = Part("data", sum(map(_size, _tensors(task))), "give the task fewer examples")
+    predictions = _predictions(posterior, inputs, drawn)
+    largest = max(inputs, key=len)
+    block = posterior.stacked.block_bytes(drawn, largest, device)
+
+    def networks_part(count: float) -> Part:
+        names = [name for name in SETTINGS if name in type(posterior.config).model_fields]
+        smaller = f"lower {' or '.join(names)}, or choose a smaller network" if names else "choose a smaller network"
+        each = posterior.network_bytes
+        return Part(f"{count:,.0f} times a network's {machine.size_in_words(each)}", count * each, smaller)
+
+    def stored(copies: int) -> Part:
+        return Part(
+            f"predictions of {drawn:,} networks for {sum(map(len, inputs)):,} inputs"
+            + f", {copies} times" * (copies > 1),
+            copies * predictions,
+            "give the task fewer test or out-of-distribution examples",
+        )
+
+    evaluation = Part("one evaluation", block, "lower --memory-limit")
+    fitting = [networks_part(OWN_NETWORKS + held.fit)]
+    drawing = [networks_part(OWN_NETWORKS + held.state + held.drawing)]
+    predicting = [networks_part(OWN_NETWORKS + held.state + held.draw), evaluation]
+    saving = [networks_part(STATE_COPIES * held.state), stored(1)]
+    if device == "cpu":
+        writing = [networks_part(OWN_NETWORKS + held.state), stored(PREDICTION_COPIES)]
+        return Estimate(_most(data, fitting, drawing, [*predicting, stored(1)], writing, saving))
+    own = Part("training data", sum(map(_size, _fit_tensors(task))), data.remedy)
+    return Estimate(_most(data, [stored(PREDICTION_COPIES)], saving), gpu=_most(own, fitting, drawing, predicting))
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the CPU or a GPU."""
+    # PyTorch's allocator for the CPU raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _most(always: Part, *phases: Sequence[Part]) -> tuple[Part, ...]:
+    """The phase of a job that needs most, with what is held all the time."""
+    return (always, *max(phases, key=lambda parts: sum(part.bytes for part in parts)))
+
+
+def _check(parts: Sequence[Part], there: float | None, kind: str, parallel_jobs: int) -> None:
+    needed = sum(part.bytes for part in parts)
+    if there is None or needed <= there / parallel_jobs:
+        return
+    ordered = sorted(parts, key=lambda part: -part.bytes)
+    named = [part for part in ordered if part.bytes > needed / 100]
+    sizes = ", ".join(f"{part.what}: {machine.size_in_words(part.bytes)}" for part in named)
+    shared = f" {parallel_jobs} jobs share" if parallel_jobs > 1 else " there are"
+    fewer = ", or run fewer jobs at once" if parallel_jobs > 1 else ""
+    raise MemoryLimitError(
+        f"needs at least {machine.size_in_words(needed)} of {kind} ({sizes}), but{shared} "
+        f"{machine.size_in_words(there)}; {ordered[0].remedy}{fewer}"
+    )
+
+
+def _predictions(posterior: WeightPosterior, inputs: Sequence[Tensor], networks: int) -> int:
+    """Bytes of the stored arrays: log probabilities as float16, or means and noise of a regression as float32."""
+    likelihood = posterior.likelihood
+    each = 2 * likelihood.output_width if likelihood.kind == "classification" else 8 * likelihood.target_width
+    matrices = 1 + sum(p.dim() >= 2 for p in posterior.network.parameters())
+    return networks * each * sum(map(len, inputs)) + 8 * networks**2 * matrices
+
+
+def _inputs(task: Task) -> list[Tensor]:
+    """All sets whose predictions are stored."""
+    validation = task.fit_data.validation
+    optional = [validation.x if validation else None, task.curve_x]
+    return [task.test.x, *(x for x in optional if x is not None), *task.ood.values(), *task.validation_ood.values()]
+
+
+def _fit_tensors(task: Task) -> list[Tensor]:
+    parts = [task.fit_data.train, *([task.fit_data.validation] if task.fit_data.validation else [])]
+    return [tensor for part in parts for tensor in (part.x, part.y)]
+
+
+def _tensors(task: Task) -> list[Tensor]:
+    return [*_fit_tensors(task), task.test.x, task.test.y, *task.ood.values(), *task.validation_ood.values()]
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,267 @@
+"""One job again, from what its record says, and what came out otherwise. Imports no torch before a job is repeated.
+
+A record may come from anywhere: its task is validated as a suite's is, it names no file that is written, and it runs no
+code but that of installed methods and of the files that ``allow_code`` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from bayes_bench import machine, registry, store
+from bayes_bench.errors import DataError, UsageError
+from bayes_bench.jobs import Job
+from bayes_bench.metrics.cost import MEASURED
+from bayes_bench.settings import explain
+from bayes_bench.verification import Difference, compare_metrics
+
+
+class Surroundings(BaseModel):
+    """What a record's ``machine`` says of how the job was computed; of the rest nothing is needed to repeat it."""
+
+    device: str
+    device_class: Literal["", "cpu", "cuda", "cuda-tf32"] = ""
+    precision: Literal["float32", "tf32"] = "float32"
+    threads: Annotated[int, Field(ge=1, le=machine.MOST_THREADS)]
+    memory_limit_mb: Annotated[int, Field(ge=1, le=2**30)] = machine.MEMORY_LIMIT_MB
+
+    @property
+    def place(self) -> Literal["cpu", "cuda"]:
+        """The device's type; records of older versions give its name alone."""
+        return "cpu" if (self.device_class or self.device) == "cpu" else "cuda"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A record that was read and checked, with the job that it is of."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    job: Job
+    surroundings: Surroundings
+
+
+@dataclass(frozen=True)
+class ArrayDifference:
+    """Of one stored array: how many of its values differ and by how much at most, or why they cannot be compared."""
+
+    name: str
+    differing: int = 0
+    size: int = 0
+    largest: float = 0.0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """What came out.
+
+    Attributes:
+        record: of the repeated job.
+        same: stored predictions and posterior are the same bit for bit, and so is all that the records say of
+            results; of a job that failed: it failed in the same way.
+        arrays, differences: what differs, of stored arrays and of what the records say.
+        notes: what could not be compared.
+    """
+
+    record: Mapping[str, Any]
+    same: bool
+    arrays: tuple[ArrayDifference, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def exit_code(self) -> int:
+        return int(not self.same)
+
+
+def read(path: Path) -> Recorded:
+    """Read and check a job's folder, or its ``record.json``.
+
+    Raises:
+        UsageError: neither of the two, or the record asks for what does not exist.
+        DataError: the record is damaged, or is not of a job that can be run.
+        PluginError: the method is broken.
+    """
+    file = path / store.RECORD if path.is_dir() else path
+    if file.name != store.RECORD or not file.is_file():
+        raise UsageError(
+            f"{path} is not a job; give the folder of one, RUN/jobs/TASK/METHOD/seed-…, or its record.json"
+        )
+    record = store.read_record(file)
+    try:
+        surroundings = Surroundings.model_validate(record.get("machine"))
+        job = Job.model_validate(
+            {name: record.get(name) for name in ("suite", "label", "method", "seed", "settings", "config")}
+            | {"task": record.get("task_spec"), "budget": (record.get("budget") or {}).get("total")}
+            | {"revision": record.get("revision", 1)}
+        )
+    except ValidationError as error:
+        raise DataError(f"{file} is not the record of a job: {explain(error, 'its content')}") from error
+    try:
+        registry.resolve_config(job.method, job.config)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
+    return Recorded(file.parent, record, job, surroundings)
+
+
+def repeat(
+    recorded: Recorded,
+    out: Path,
+    *,
+    threads: int | None = None,
+    data_root: Path | None = None,
+    allow_code: Sequence[Path] = (),
+    tell: Any = lambda differences: None,
+) -> Repetition:
+    """Run the job again, into the folder ``out``, and compare.
+
+    Args:
+        threads: other than those that the record names.
+        data_root: folder of the benchmark data, as in ``tasks.build_task``.
+        allow_code: Python files that the network may come from.
+        tell: called before training with what is not as it was when the record was made: a list of ``Difference``.
+
+    Raises:
+        UsageError: a GPU is needed and there is none, ``out`` cannot be written, or the task cannot be built.
+        DataError: data are missing or damaged, or the record's own files are.
+        PluginError: the method is broken.
+    """
+    from bayes_bench import execution
+    from bayes_bench.posterior import resolve_device
+    from bayes_bench.tasks import build_task
+
+    before = {name: _stored(recorded, name) for name in (store.PREDICTIONS, store.POSTERIOR)}
+    job, how = recorded.job, recorded.surroundings
+    resolve_device(how.place)
+    registry.method_class(job.method)
+    conditions = execution.Conditions(
+        device=how.place,
+        precision=how.precision,
+        threads=threads or how.threads,
+        data_root=data_root,
+        allow_code=tuple(allow_code),
+        memory_limit_mb=how.memory_limit_mb,
+    )
+    try:
+        task = build_task(job.task, data_root, allow_code)
+    except (MemoryError, RuntimeError) as error:
+        raise DataError(f"the task {job.task.name!r} of {recorded.folder} cannot be built: {error}") from error
+    place = (task.checksum, conditions.device_class, conditions.memory_limit_mb)
+    item = execution.Keyed(job, task, job.key(*place), job.variant(*place), out)
+    now = {
+        "key": item.key,
+        "code": execution.code_of(job, conditions.allow_code),
+        "checkout": machine.checkout(),
+        "versions": machine.versions(registry.methods()[job.method].owner),
+        "machine": execution.machine_facts(conditions) | {"threads": conditions.threads},
+        "data": execution.task_fields(task)["data"],
+    }
+    tell(list(_before(recorded.record, now)))
+    record = execution.execute(item, conditions)
+    return _compare(recorded, record, out, before)
+
+
+def _before(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+    """What a record says before training: code, versions, machine, data, and so the key."""
+    for part in ("code", "checkout", "versions", "machine", "data"):
+        old, new = (record.get(part) for record in (then, now))
+        if not (isinstance(old, dict) and isinstance(new, dict)):
+            if old != new:
+                yield Difference("version", part, part, str(old), str(new))
+            continue
+        for name in {**old, **new}:
+            if old.get(name) != new.get(name) and (part, name) != ("machine", "memory_gb"):
+                yield Difference("version", part, name, str(old.get(name)), str(new.get(name)))
+    if then["key"] != now["key"]:
+        yield Difference("version", "the job", "key", str(then["key"])[:8], now["key"][:8])
+
+
+def _compare(recorded: Recorded, new: Mapping[str, Any], out: Path, before: Mapping[str, Any]) -> Repetition:
+    old, where = recorded.record, recorded.job.name
+    if "failed" in (old["status"], new["status"]):
+        ends = ["ok" if record["status"] == "ok" else f"failed: {record.get('error')}" for record in (old, new)]
+        same = ends[0] == ends[1]
+        return Repetition(new, same, differences=() if same else (Difference("value", where, "result", *ends),))
+    notes = [problem for problem in before.values() if isinstance(problem, str)]
+    arrays: list[ArrayDifference] = []
+    for name, stored in before.items():
+        if old["files"].get(name, {}).get("sha256") != new["files"][name]["sha256"]:
+            if isinstance(stored, str):
+                arrays.append(ArrayDifference(name, problem="the file's checksum differs"))
+            else:
+                arrays += _arrays(stored, _load(out / name)) or [ArrayDifference(name, problem="the metadata differ")]
+    differences = tuple(_differences(where, old, new))
+    return Repetition(new, not arrays and not differences, tuple(arrays), differences, tuple(notes))
+
+
+def _differences(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
+    """What two records say of results; timings and memory aside, and how often the fit was interrupted."""
+    yield from (one for one in compare_metrics(where, old, new) if one.what not in MEASURED)
+    for part in ("budget", "networks", "support", "uses_prior"):
+        if old.get(part) != new[part]:
+            yield Difference("value", where, part, str(old.get(part)), str(new[part]))
+    left, right = old.get("fit") or {}, new["fit"]
+    for name in {**left, **right}:
+        if name not in ("seconds", "interruptions") and left.get(name) != right.get(name):
+            yield Difference("value", where, f"fit: {name}", _brief(left.get(name)), _brief(right.get(name)))
+
+
+def _arrays(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[ArrayDifference]:
+    """Arrays that differ in any bit."""
+    found = []
+    for name in {**old, **new}:
+        if name not in old or name not in new:
+            which = "only in the record" if name in old else "not in the record"
+            found.append(ArrayDifference(name, problem=which))
+            continue
+        left, right = np.asarray(old[name]), np.asarray(new[name])
+        if (left.shape, left.dtype) != (right.shape, right.dtype):
+            kinds = [f"{array.dtype} {list(array.shape)}" for array in (left, right)]
+            found.append(ArrayDifference(name, problem=f"{kinds[0]} in the record, now {kinds[1]}"))
+        elif left.tobytes() != right.tobytes():
+            with np.errstate(invalid="ignore"):
+                apart = np.abs(left.astype(np.float64) - right.astype(np.float64))
+            differing = int((left != right).sum())
+            found.append(ArrayDifference(name, differing, left.size, float(apart.max(initial=0.0))))
+    return found
+
+
+def _stored(recorded: Recorded, name: str) -> Mapping[str, Any] | str:
+    """The arrays of one of the record's own files, or that it is not there.
+
+    Raises:
+        DataError: it is not the file that the record speaks of.
+    """
+    path = recorded.folder / name
+    facts = recorded.record["files"].get(name)
+    if recorded.record["status"] != "ok":
+        return ""
+    if not path.is_file() or facts is None:
+        return f"{path} is missing: compared by its checksum alone"
+    try:
+        store.check_file(path, facts)
+    except DataError as error:
+        raise DataError(f"{error}, so there is nothing to compare with") from error
+    return _load(path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        # Types and attributes: arrays of a type that NumPy does not have.
+        raise DataError(f"{path} is damaged: {error}") from error
+
+
+def _brief(value: Any) -> str:
+    return f"{len(value)} rows" if isinstance(value, list) and value and isinstance(value[0], dict) else str(value)
