@@ -173,13 +173,6 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def _scaled(task: TaskSpec, scale: float) -> int:
-    budget = task.budget * scale
-    if budget > LARGEST_INTEGER:
-        raise UsageError(f"--budget-scale {scale:g} gives {task.name!r} a budget beyond 64 bits; give a smaller one")
-    return max(1, round(budget))
-
-
 def plan(
     suites: Sequence[SuiteSpec],
     *,
@@ -302,6 +295,18 @@ def _usable(registered: Iterable[str], warn: Callable[[str], None]) -> list[str]
         except PluginError as error:
             warn(f"left out: {error}")
     return found
+
+
+def _scaled(task: TaskSpec, scale: float) -> int:
+    """The task's budget times the factor, at least 1.
+
+    Raises:
+        UsageError: beyond what a record can hold.
+    """
+    budget = task.budget * scale
+    if budget > LARGEST_INTEGER:
+        raise UsageError(f"--budget-scale {scale:g} gives {task.name!r} a budget beyond 64 bits; give a smaller one")
+    return max(1, round(budget))
 
 
 def _settings(task: TaskSpec, entry: MethodEntry, overrides: Iterable[Override]) -> dict[str, Any]:

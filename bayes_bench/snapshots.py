@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as tensors_of
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
@@ -163,9 +164,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         about = json.loads(_metadata(content))
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise DataError(f"{path} was written by another version")
-        from safetensors.torch import load
-
-        return about, load(content)
+        return about, tensors_of(content)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, ValueError, RecursionError) as error:
