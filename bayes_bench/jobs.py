@@ -27,6 +27,7 @@ NOT_IN_KEY = {
     "ood",
     "validation_ood",
     "reference",
+    "published",
 }
 MAX_SEEDS = 10_000
 

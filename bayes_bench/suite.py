@@ -122,6 +122,28 @@ class CurveSpec(Settings):
         return self
 
 
+class AugmentationSpec(Settings):
+    """Random changes of training images, drawn anew whenever one is used. Validation and test images stay as they are."""
+
+    shift: int = setting(
+        0,
+        "images are moved by up to so many pixels in each direction; what enters is reflected at the border",
+        ge=0,
+        le=1000,
+    )
+    flip: bool = setting(False, "every second time an image is mirrored left to right")
+
+
+class PublishedSpec(Settings):
+    """A number that somebody else has published for this task: a claim, shown beside what was measured here."""
+
+    method: str = setting(..., "the label that it is shown beside", pattern=NAME_PATTERN)
+    metric: str = setting(..., "name of the metric, as in results.csv", min_length=1, max_length=100)
+    value: float = setting(..., "in the unit of the metric: 0.9931, not 99.31 %", ge=-1e30, le=1e30)
+    source: str = setting(..., "who claims it, where", min_length=1, max_length=300)
+    note: str = setting("", "in what it differs from the task here, or how sure it is", max_length=1000)
+
+
 class SourceSpec(Settings):
     """Where examples come from; keys other than ``source`` belong to the source and are checked by it."""
 
@@ -150,6 +172,8 @@ class TaskSpec(Settings):
     ood: tuple[OODSpec, ...] = setting((), "reported out-of-distribution sets; never used for tuning")
     validation_ood: tuple[OODSpec, ...] = setting((), "out-of-distribution sets that tuning may use")
     curve: CurveSpec | None = None
+    augmentation: AugmentationSpec | None = None
+    published: tuple[PublishedSpec, ...] = setting((), "numbers of others, shown beside ours as claims")
     reference: str | None = setting(
         None, "predictions of the true posterior to measure distances to: a shipped one's name, or a file"
     )
