@@ -1,28 +1,35 @@
-"""Labelled examples in memory: what methods train on. Imported by every method; imports nothing of ours but errors."""
+"""Labelled examples in memory: what methods train on. Imported by every method."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from bayes_bench.augmentation import Augmentation
 from bayes_bench.errors import DataError
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs ``x [N, ...]`` and targets ``y``: class indices ``[N]`` (int64) or values ``[N, D]`` (float)."""
+    """Inputs ``x [N, ...]`` and targets ``y``: class indices ``[N]`` (int64) or values ``[N, D]`` (float).
+
+    ``augment`` changes the images of every minibatch at random; ``x`` itself stays as it is.
+    """
 
     x: Tensor
     y: Tensor
+    augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
             raise DataError(f"{len(self.x)} inputs but {len(self.y)} targets; give one target per input")
         if len(self.x) == 0:
             raise DataError("no examples; give at least one")
+        if self.augment is not None:
+            self.augment.check(tuple(self.x.shape[1:]))
         if not torch.isfinite(self.x).all():
             raise DataError("the inputs contain NaN or infinity; remove or impute these values first")
         if self.y.is_floating_point() and not torch.isfinite(self.y).all():
@@ -32,7 +39,7 @@ class Examples:
         return len(self.x)
 
     def to(self, device: torch.device | str) -> Examples:
-        return Examples(self.x.to(device), self.y.to(device))
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
 
     def minibatches(
         self, batch_size: int, rng: torch.Generator, networks: int | None = None, *, independent: bool = False
@@ -73,7 +80,10 @@ class Minibatches(Iterator[tuple[Tensor, Tensor]]):
         self._queue = self._queue[:, self._batch_size :]
         if self._networks is None:
             index = index[0]
-        return self._examples.x[index], self._examples.y[index]
+        x, y = self._examples.x[index], self._examples.y[index]
+        if self._examples.augment is not None:
+            x = self._examples.augment(x, self._rng)
+        return x, y
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"queue": self._queue}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_bench import data
+from bayes_bench.augmentation import Augmentation
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.examples import Examples, FitData
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
@@ -111,15 +112,17 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
     arrays |= {f"ood/{name}": x for name, x in raw_ood.items()}
     arrays |= {f"validation_ood/{name}": x for name, x in raw_validation_ood.items()}
 
-    def examples(part: data.Arrays) -> Examples:
-        return Examples(standardiser.inputs(part.x), standardiser.targets(part.y))
+    augment = Augmentation(spec.augmentation.shift, spec.augmentation.flip) if spec.augmentation else None
+
+    def examples(part: data.Arrays, augment: Augmentation | None = None) -> Examples:
+        return Examples(standardiser.inputs(part.x), standardiser.targets(part.y), augment)
 
     from bayes_bench.networks import build_network
 
     make = partial(build_network, spec.network, split.input_shape, likelihood.output_width, allow_code=allow_code)
     task = Task(
         spec=spec,
-        fit_data=FitData(examples(split.train), examples(split.validation)),
+        fit_data=FitData(examples(split.train, augment), examples(split.validation)),
         test=examples(split.test),
         build_network=make,
         likelihood=likelihood,

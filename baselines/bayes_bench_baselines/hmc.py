@@ -83,6 +83,8 @@ class HMC(StoredChains):
         steps = int((loop.budget - reserve) / cost)
         descent, burn_in = int(config.descent * steps), max(1, int(config.burn_in * steps))
         weights = self._start(rng, loop)
+        if data.train.augment is not None:
+            loop.note("the training images are not augmented: every leapfrog step takes the whole set as it is")
         if descent:
             self._descend(weights, data.train, loop, descent)
 

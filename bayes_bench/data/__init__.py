@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from bayes_bench.data import csv_file, cubic, digits, distorted, image_folder, letters, mnist, notmnist, npz
+from bayes_bench.data import cifar, csv_file, cubic, digits, distorted, image_folder, letters, mnist, notmnist, npz
 from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split
 from bayes_bench.data.new_inputs import read_inputs
 from bayes_bench.errors import DataError, UsageError, unknown_name
@@ -38,7 +38,7 @@ __all__ = [
 
 SOURCES: dict[str, Source] = {
     module.SOURCE.name: module.SOURCE
-    for module in (digits, cubic, mnist, letters, notmnist, distorted, csv_file, npz, image_folder)
+    for module in (digits, cubic, mnist, cifar, letters, notmnist, distorted, csv_file, npz, image_folder)
 }
 MOST_DIMENSIONS = 16  # of one input; records hold no more
 MAX_SHARED = 0.5  # part of an out-of-distribution set that may be equal to inputs of the task
