@@ -18,7 +18,7 @@ def away_from_data(x: Tensor, n: int, rng: torch.Generator) -> Tensor:
     They are made of the data's own features and are no examples of any class: of two images and the negative of a
     third laid over each other, or a point as far beyond the data as these are from each other.
     """
-    a, b, c = x[torch.randint(len(x), (3, n), generator=rng).to(x.device)]
+    a, b, c = x[torch.randint(len(x), (3, n), generator=rng).to(x.device)].unbind()
     return a + b - c
 
 
@@ -33,11 +33,12 @@ def overlap(predicted: Mapping[str, Tensor]) -> Tensor:
     if "log_probs" in predicted:
         roots = (predicted["log_probs"] / 2).exp()
         networks = len(roots)
-        every_pair = roots.sum(0).square().sum(-1)  # each pair twice, and each network with itself: 1
+        every_pair: Tensor = roots.sum(0).square().sum(-1)  # each pair twice, and each network with itself: 1
         return (every_pair - networks) / (networks * (networks - 1))
     mean, variance = predicted["mean"], predicted["noise_std"].square()
     first, second = torch.triu_indices(len(mean), len(mean), offset=1, device=mean.device)
     both = variance[first] + variance[second]
     widths = (4 * variance[first] * variance[second] / both.square()).log() / 4
     exponents = widths - (mean[first] - mean[second]).square() / (4 * both)
-    return exponents.sum(-1).exp().mean(0)
+    coefficients: Tensor = exponents.sum(-1).exp()
+    return coefficients.mean(0)
