@@ -222,6 +222,15 @@ def make_job(
                     "val_nll": float(1.5 * math.exp(-4 * part) + 0.2 + 0.01 * seed),
                     "disagreement": float(0.3 * method.spread_in * math.exp(-2 * part)),
                 }
+                | (
+                    {
+                        "val_accuracy": float(0.97 - 0.5 * math.exp(-5 * part) - 0.002 * seed),
+                        "mutual_information": float(0.2 * method.spread_in * math.exp(-2 * part)),
+                    }
+                    if kind == "classification"
+                    else {"val_rmse": float(0.2 + math.exp(-4 * part)), "epistemic_std": 0.05 * method.spread_out}
+                )
+                | {f"weight_spread/{name}": 0.1 * method.spread_in * math.exp(-part) for name in layers if drawn > 1}
                 for part in steps
             ],
             "notes": [],

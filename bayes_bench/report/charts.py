@@ -147,12 +147,14 @@ class Chart(ABC):
         return [method for method in self.look.methods if self.jobs.get(method)]
 
     def plot(self, panel: str | None = None) -> Figure:
-        """One panel, or all in a row with their names above."""
+        """One panel, or all with their names above, in rows of at most four."""
         names = self.panels() if panel is None else (panel,)
+        columns = min(4, max(1, len(names)))
+        rows = math.ceil(len(names) / columns)
         with mpl.rc_context(STYLE):
-            figure = Figure(figsize=(self.width * max(1, len(names)), self.height), layout="constrained")
+            figure = Figure(figsize=(self.width * columns, self.height * max(1, rows)), layout="constrained")
             for i, name in enumerate(names):
-                axes = figure.add_subplot(1, len(names), i + 1)
+                axes = figure.add_subplot(rows, columns, i + 1)
                 self.draw(name, axes)
                 if panel is None:
                     axes.set_title(name, fontsize=9, color=INK, loc="left", pad=14)
@@ -581,8 +583,8 @@ class Training(Chart):
     caption = (
         "On validation data, with the networks that a fit draws there, against gradient evaluations. Line: mean over "
         "seeds, band: ± standard deviation, as far as all seeds go; dotted: single seeds that go on after others have "
-        "stopped early. The scales are those of what comes after the first tenth. Falling disagreement is networks "
-        "becoming alike; norm spread alone says little about that."
+        "stopped early. Accuracy, NLL and RMSE are scaled to what comes after the first quarter. Falling disagreement "
+        "is networks becoming alike; norm spread (std / mean of the weights' norms) alone says little about that."
     )
     width = 2.6
     height = 2.1
@@ -596,6 +598,7 @@ class Training(Chart):
         "Discriminator's accuracy, %": "discriminator_accuracy",
     }
     _layer = "Norm spread: "
+    _of_quality: ClassVar[frozenset[str]] = frozenset({"Accuracy, %", "RMSE, standardised", "NLL, nats"})
     _of_several: ClassVar[frozenset[str]] = frozenset({"disagreement", "mutual_information", "epistemic_std"})
 
     def panels(self) -> tuple[str, ...]:
@@ -624,7 +627,8 @@ class Training(Chart):
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(_short)
         axes.set_xlim(0, max(float(x[-1]) for x, _ in everything))
-        low, high = _settled(everything)
+        quality = panel in self._of_quality
+        low, high = _settled(everything) if quality else _range([y for _, y in everything])
         if panel == "NLL, nats" and 0 < 5 * low < high:
             axes.set_yscale("log")
             axes.set_ylim(low / 1.15, high * 1.15)
@@ -633,8 +637,11 @@ class Training(Chart):
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             return
         pad = 0.06 * (high - low) or 0.01
-        from_zero = panel not in ("Accuracy, %", "RMSE, standardised", "NLL, nats")
-        axes.set_ylim(0 if from_zero else low - pad, high + pad)
+        if panel.startswith("Discriminator"):
+            axes.axhline(50, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))  # it cannot tell codes apart
+            axes.set_ylim(min(low, 45), max(high, 55))
+        else:
+            axes.set_ylim(low - pad if quality else 0, high + pad)
         axes.yaxis.set_major_locator(MaxNLocator(5))
 
     def frame(self) -> pd.DataFrame:
@@ -679,8 +686,8 @@ def _over_seeds(series: Sequence[tuple[Floats, Floats]], points: int = 61) -> tu
 
 
 def _settled(series: Sequence[tuple[Floats, Floats]]) -> tuple[float, float]:
-    """Lowest and highest value after the first tenth of the budget, where fits begin anywhere."""
-    start = 0.1 * max(float(x[-1]) for x, _ in series)
+    """Lowest and highest value after the first quarter of the budget, where fits begin anywhere."""
+    start = 0.25 * max(float(x[-1]) for x, _ in series)
     after = [y[x >= start] for x, y in series]
     return _range([y for y in after if y.size] or [y for _, y in series])
 
