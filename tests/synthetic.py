@@ -70,6 +70,17 @@ def task_spec(kind: str) -> dict[str, Any]:
             "ood": [{"source": "letters", "name": "letters"}],
             "validation_ood": [{"source": "letters", "name": "letters-kt"}],
             "curve": None,
+            "published": [
+                {
+                    "method": "hypergan",
+                    "metric": "accuracy",
+                    "value": 0.9931,
+                    "source": "Paper A",
+                    "note": "no error bars",
+                },
+                {"method": "ensemble", "metric": "nll", "value": 0.016, "source": "Paper B", "note": ""},
+                {"method": "apd", "metric": "accuracy", "value": 0.9861, "source": "Paper A", "note": "from memory"},
+            ],
             "settings": {},
         }
     return {
@@ -270,6 +281,7 @@ def make_job(
         "weight_layers": list(layers),
         "weight_sizes": layers | {"all": 5418},
         "metrics": [],
+        "collapse": None,
         "alarms": [],
         "code": {"core": "0" * 16, "method": "1" * 16},
         "versions": VERSIONS,
@@ -280,6 +292,7 @@ def make_job(
     } | changes
     if record["status"] == "ok":
         record["metrics"] = metrics.compute(predictions, record)
+        record["collapse"] = metrics.collapse(predictions, record)
         record["alarms"] = metrics.alarms(predictions, record)
     return record, predictions
 
