@@ -33,6 +33,8 @@ from bayes_bench.suite import (
     MLPSpec,
     OODSpec,
     PriorSpec,
+    PublishedSpec,
+    QuickSpec,
     ResNetSpec,
     SuiteSpec,
     TaskSpec,
@@ -139,7 +141,7 @@ def test_every_key_is_documented() -> None:
     known = code_words("suites.md")
     specs: tuple[type[Settings], ...] = (
         SuiteSpec, TaskSpec, MethodEntry, MLPSpec, ConvNetSpec, ResNetSpec, CustomNetworkSpec, GaussianSpec,
-        PriorSpec, CurveSpec, OODSpec,
+        PriorSpec, CurveSpec, OODSpec, PublishedSpec, QuickSpec,
     )  # fmt: skip
     for spec in specs:
         assert set(spec.model_fields) <= known, spec.__name__

@@ -32,6 +32,8 @@ INK, MUTED, GRID, SHADE, PAPER = "#1b1f24", "#5f6874", "#e2e5e9", "#eef0f3", "#f
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9", "#882255", "#6b6b6b")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
+MOST_LAYERS = 6
+"""Layers with a panel of their own; of deeper networks the curves show all weights together."""
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 # Sentinel colours of the drawings become variables of the page's style sheet, which knows a dark variant.
 VARIABLES = {
@@ -606,6 +608,8 @@ class Training(Chart):
             name for jobs in self.jobs.values() for job in jobs for row in _history(job) for name in row
         )
         layers = [f"{self._layer}{name.partition('/')[2]}" for name in logged if name.startswith("weight_spread/")]
+        if len(layers) > MOST_LAYERS:
+            layers = [f"{self._layer}all"]
         return tuple(panel for panel in (*self._names, *layers) if any(self._series(panel, m) for m in self.methods()))
 
     def draw(self, panel: str, axes: Axes) -> None:
@@ -656,7 +660,7 @@ class Training(Chart):
 
     def _series(self, panel: str, method: str) -> list[tuple[Floats, Floats]]:
         layer = panel.removeprefix(self._layer)
-        name = self._names.get(panel) or f"weight_spread/{layer}"
+        name = self._names.get(panel) or ("weight_spread" if layer == "all" else f"weight_spread/{layer}")
         scale = 100.0 if panel.endswith("%") else 1.0
         found = []
         for job in self.jobs[method]:
