@@ -388,7 +388,8 @@ def test_a_run_from_start_to_page_and_its_continuation(call, suite_file: str, tm
     assert "RMSE" in outcome.out
     assert "[4/4] curve/pair seed 1: " in outcome.err
     files = sorted(path.name for path in run_dir.iterdir() if path.name != ".lock")
-    assert files == ["jobs", "report.html", "results.csv", "run.json", "summary.csv"]
+    tables = ["history.csv", "published.csv", "results.csv", "summary.csv"]
+    assert files == sorted(["jobs", "report.html", "run.json", *tables])
     with (run_dir / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {(row["suite"], row["task"], row["method"], row["seed"]) for row in rows} == {
