@@ -309,7 +309,8 @@ def published_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         grouped[comparison_of(record)].append(record)
     rows = []
     for comparison, members in grouped.items():
-        first = members[0]
+        # A record that no command has looked at since has what the suite listed then; lists grow.
+        first = max(members, key=lambda record: len((record.get("task_spec") or {}).get("published") or ()))
         spec = first.get("task_spec") or {}
         for claim in spec.get("published") or ():
             known = metrics.find(claim["metric"], str(first.get("kind") or "classification"))

@@ -35,6 +35,14 @@ def cheapest(results: pd.DataFrame) -> pd.Series:
     return seconds.sort_values(["value", "method"]).iloc[0]
 
 
+def of_job(results: pd.DataFrame, job: pd.Series) -> dict[str, float]:
+    """The metrics of one job, by name."""
+    rows = results
+    for name in ("suite", "task", "method", "seed"):
+        rows = rows[rows[name] == job[name]]
+    return dict(zip(rows["metric"], rows["value"], strict=True))
+
+
 def without_options(command: list[str]) -> list[str]:
     """The arguments of a recorded ``bayes-bench run`` without those of ``WHERE``."""
     kept, skip = [], False
@@ -70,11 +78,6 @@ def test_the_cheapest_job_gives_the_recorded_number(name: str, tmp_path: Path) -
     arguments = without_options(run["command"])[1:]
     own = ["--methods", job["method"], "--seeds", str(job["seed"]), "--threads", "1", "--out", str(tmp_path / "run")]
     subprocess.run([sys.executable, "-m", "bayes_bench", *arguments, *own], check=True, timeout=4 * LONGEST)
-    found = pd.read_csv(tmp_path / "run" / "results.csv")
-
-    def value(table: pd.DataFrame, metric: str) -> float:
-        place = (table["suite"] == job["suite"]) & (table["task"] == job["task"]) & (table["method"] == job["method"])
-        return float(table[place & (table["seed"] == job["seed"]) & (table["metric"] == metric)]["value"].iloc[0])
-
-    metric = next(metric for metric in TOLERANCES if (found["metric"] == metric).any())
-    assert value(found, metric) == pytest.approx(value(results, metric), abs=TOLERANCES[metric])
+    recorded, found = of_job(results, job), of_job(pd.read_csv(tmp_path / "run" / "results.csv"), job)
+    metric = next(metric for metric in TOLERANCES if metric in recorded)
+    assert found[metric] == pytest.approx(recorded[metric], abs=TOLERANCES[metric])
