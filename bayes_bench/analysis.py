@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bayes_bench import store
+from bayes_bench import metrics, store
 from bayes_bench.errors import UsageError, unknown_name
 from bayes_bench.metrics import calibration, classification, regression
 from bayes_bench.metrics.base import GROUP_SIZES, Floats, Ints, JobPredictions, summarise
@@ -59,8 +59,35 @@ SUMMARY_COLUMNS = (
     "sem",
     "variant",
 )
+PUBLISHED_COLUMNS = (
+    "suite",
+    "task",
+    "method",
+    "metric",
+    "unit",
+    "higher_is_better",
+    "mean",
+    "std",
+    "seeds",
+    "published",
+    "difference",
+    "budget",
+    "full_budget",
+    "source",
+    "note",
+    "variant",
+)
+HISTORY_COLUMNS = ("suite", "task", "method", "variant", "seed", "evaluations")
 # What changes no result, and the settings of other methods, do not make another comparison.
-_COSMETIC = ("title", "settings", "seconds_per_job", "megabytes_per_job", "reference")
+_COSMETIC = (
+    "title",
+    "settings",
+    "seconds_per_job",
+    "megabytes_per_job",
+    "reference",
+    "published",
+    "collapse_threshold",
+)
 
 
 # Records and frames ---------------------------------------------------------------------------------------
@@ -130,7 +157,8 @@ def _finished(record: Mapping[str, Any]) -> str:
 
 def comparison_of(record: Mapping[str, Any]) -> str:
     """Identifier (8 hex digits) of what may be compared: task, data and budget."""
-    spec = {k: v for k, v in (record.get("task_spec") or {}).items() if k not in _COSMETIC}
+    # Without keys that say nothing, so that one which later versions have sets no record of an earlier one apart.
+    spec = {k: v for k, v in (record.get("task_spec") or {}).items() if k not in _COSMETIC and v is not None}
     checksum = (record.get("data") or {}).get("checksum")
     budget = (record.get("budget") or {}).get("total")
     return store.canonical_hash([record["suite"], record["task"], spec, checksum, budget])[:8]
@@ -261,6 +289,108 @@ def wide_frame(summary: pd.DataFrame) -> pd.DataFrame:
             row[f"{entry['metric']} std"] = entry["std"]
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def budget_share(record: Mapping[str, Any]) -> float | None:
+    """The job's budget as a share of the task's full one; None where a record does not say it."""
+    total, full = ((record.get(part) or {}).get(name) for part, name in (("budget", "total"), ("task_spec", "budget")))
+    return float(total / full) if total and full else None
+
+
+def published_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per published number of every task (columns ``PUBLISHED_COLUMNS``), with ours where there is one.
+
+    ``mean`` and ``std`` are over the ``seeds`` with a value and ``difference`` is mean − published; they are empty
+    where the method was not run. A method with several variants has a row for each.
+    """
+    labels, tasks = display_labels(records), display_tasks(records)
+    grouped: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        grouped[comparison_of(record)].append(record)
+    rows = []
+    for comparison, members in grouped.items():
+        # A record that no command has looked at since has what the suite listed then; lists grow.
+        first = max(members, key=lambda record: len((record.get("task_spec") or {}).get("published") or ()))
+        spec = first.get("task_spec") or {}
+        for claim in spec.get("published") or ():
+            known = metrics.find(claim["metric"], str(first.get("kind") or "classification"))
+            variants: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+            for record in members:
+                if record["label"] == claim["method"]:
+                    variants[variant_of(record)].append(record)
+            for variant, ours in variants.items() or [("", [])]:
+                values = [v for record in ours if (v := metric_value(record, claim["metric"])) is not None]
+                mean = float(np.mean(values)) if values else math.nan
+                rows.append(
+                    {
+                        "suite": first["suite"],
+                        "task": tasks[comparison],
+                        "method": labels.get(variant, claim["method"]),
+                        "metric": claim["metric"],
+                        "unit": known.unit if known else "",
+                        "higher_is_better": known.higher_is_better if known else None,
+                        "mean": mean,
+                        "std": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+                        "seeds": len(values),
+                        "published": claim["value"],
+                        "difference": mean - claim["value"],
+                        "budget": (first.get("budget") or {}).get("total"),
+                        "full_budget": spec.get("budget"),
+                        "source": claim["source"],
+                        "note": claim.get("note") or "",
+                        "variant": variant,
+                    }
+                )
+    return pd.DataFrame(rows, columns=list(PUBLISHED_COLUMNS))
+
+
+def history_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """What fits logged, a row per validation: ``HISTORY_COLUMNS``, then all numbers that any of them has."""
+    labels, tasks = display_labels(records), display_tasks(records)
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        common = {
+            "suite": record["suite"],
+            "task": tasks[comparison_of(record)],
+            "method": labels[variant_of(record)],
+            "variant": variant_of(record),
+            "seed": record["seed"],
+        }
+        rows += [dict(row) | common for row in (record.get("fit") or {}).get("history") or ()]
+    names = dict.fromkeys((*HISTORY_COLUMNS, *(name for row in rows for name in row)))
+    return pd.DataFrame(rows, columns=list(names))
+
+
+def by_seeds(events: Iterable[tuple[str, str, int, str]]) -> list[tuple[str, str]]:
+    """(task, method, seed, sentence) → where and sentence, the same sentence of several seeds once."""
+    found: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for task, method, seed, sentence in events:
+        found[task, method, sentence].append(seed)
+    return [
+        (f"{task}, {method}, seed{'s' if len(seeds) > 1 else ''} {ranges(seeds)}", sentence)
+        for (task, method, sentence), seeds in found.items()
+    ]
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """``0–2, 5``."""
+    runs: list[list[int]] = []
+    for n in sorted(set(numbers)):
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
+
+
+def alarms(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Where an alarm was raised (task, method, seeds, as tables call them) and what it says."""
+    labels, tasks = display_labels(records), display_tasks(records)
+    return by_seeds(
+        (tasks[comparison_of(record)], labels[variant_of(record)], record["seed"], str(alarm))
+        for record in records
+        for alarm in record.get("alarms") or ()
+    )
 
 
 # What the bootstrap needs of every job --------------------------------------------------------------------

@@ -144,6 +144,13 @@ set_option = click.option(
     metavar="METHOD.KEY=VALUE",
     help="Change one setting of a method; may be repeated.",
 )
+quick_option = click.option(
+    "--quick",
+    cls=GroupedOption,
+    heading=WHAT,
+    is_flag=True,
+    help="The suite's quick variant, SUITE-quick: minutes on 2 cores.",
+)
 budget_scale_option = click.option(
     "--budget-scale",
     cls=GroupedOption,
@@ -203,6 +210,7 @@ allow_code_option = click.option(
     epilog="""\b
 Examples:
   bayes-bench run --dry-run                      what the default would do, and how long it would take
+  bayes-bench run mnist-5000 --quick             the same suite, cut down to minutes
   bayes-bench run digits --seeds 0-4             five seeds; those already finished are not run again
   bayes-bench run digits --jobs 4 --timeout 600  four jobs at once; ten minutes are the most for each
   bayes-bench run my-task.toml --methods hypergan,ensemble
@@ -211,6 +219,7 @@ Examples:
 @click.argument("suites", nargs=-1, metavar="[SUITE]...")
 @click.option("--methods", cls=GroupedOption, heading=WHAT, metavar="A,B", help="Methods; default: those of the suite.")
 @click.option("--seeds", cls=GroupedOption, heading=WHAT, metavar="LIST", help="0,1,2 or 0-4; default: the suite's.")
+@quick_option
 @set_option
 @budget_scale_option
 @device_option
@@ -300,6 +309,7 @@ def run(
     suites: tuple[str, ...],
     methods: str | None,
     seeds: str | None,
+    quick: bool,
     settings: tuple[str, ...],
     budget_scale: float,
     device: str,
@@ -335,6 +345,8 @@ def run(
     workers = Workers(executor, at_once, timeout, address, cpus_per_job, gpus_per_job)
     workers.check()
     specs = [load_suite(name) for name in suites or DEFAULT_SUITES]
+    if quick:
+        specs = [spec.quick_variant() for spec in specs]
     planned = jobs.plan(
         specs,
         methods=_names("--methods", methods),
@@ -430,6 +442,7 @@ Examples:
     "--seeds", cls=GroupedOption, heading=WHAT, metavar="LIST", help="None of the suite's own; default: 100,101."
 )
 @click.option("--task", cls=GroupedOption, heading=WHAT, metavar="NAME", help="Needed where SUITE has several tasks.")
+@quick_option
 @set_option
 @budget_scale_option
 @device_option
@@ -451,6 +464,7 @@ def tune(
     trials: int,
     seeds: str | None,
     task: str | None,
+    quick: bool,
     settings: tuple[str, ...],
     budget_scale: float,
     device: str,
@@ -473,7 +487,7 @@ def tune(
     from bayes_bench import jobs, tuning
     from bayes_bench.suite import load_suite
 
-    spec = load_suite(suite)
+    spec = load_suite(suite).quick_variant() if quick else load_suite(suite)
     search = tuning.plan(
         spec,
         method,
@@ -555,6 +569,10 @@ def _print_results(run_dir: Path) -> None:
         console.print(table)
     if tables:
         console.print("mean ± standard deviation over seeds; n/a: the page says why", style="dim")
+    for table in terminal.published_tables(run_dir):
+        console.print(table)
+    for line in terminal.alarm_lines(run_dir):
+        console.print(line, style="bold red", markup=False)
 
 
 def _names(option: str, text: str | None) -> tuple[str, ...]:
@@ -596,8 +614,9 @@ def _suite_rows() -> tuple[list[str], list[list[str]]]:
     for name in shipped_suites():
         suite = load_suite(name)
         tasks = ", ".join(task.name for task in suite.tasks)
-        rows.append([name, suite.description, tasks, ", ".join(entry.label for entry in suite.methods)])
-    return ["suite", "what it measures", "tasks", "methods"], rows
+        methods = ", ".join(entry.label for entry in suite.methods)
+        rows.append([name, suite.description, tasks, methods, "--quick" if suite.quick else ""])
+    return ["suite", "what it measures", "tasks", "methods", "quick variant"], rows
 
 
 def _metric_rows() -> tuple[list[str], list[list[str]]]:

@@ -31,6 +31,7 @@ from bayes_bench.errors import named
 from bayes_bench.jobs import Job, device_class
 from bayes_bench.likelihood import RESERVED
 from bayes_bench.measure import measure
+from bayes_bench.networks import layer_names
 from bayes_bench.posterior import WeightPosterior, WeightSamples
 from bayes_bench.snapshots import EVERY, Snapshots
 from bayes_bench.stacked import take
@@ -392,28 +393,6 @@ def gram_matrices(network: nn.Module, weights: WeightSamples) -> tuple[dict[str,
     return grams | {"all": total.numpy()}, sizes
 
 
-def layer_names(network: nn.Module) -> dict[str, str]:
-    """Parameters of two or more dimensions → how tables call their layer.
-
-    A layer with a name keeps it (``encoder.first``); one that only has a number in an ``nn.Sequential`` is called
-    by its kind and its place among these (``conv1``, ``conv2``, ``linear1``).
-    """
-    kinds: dict[str, int] = {}
-    names: dict[str, str] = {}
-    parameters = [name for name, p in network.named_parameters() if p.dim() >= 2]
-    for parameter in parameters:
-        path, _, last = parameter.rpartition(".")
-        module = network.get_submodule(path)
-        kind = type(module).__name__.lower().rstrip("0123456789d") or "layer"
-        kind = "conv" if kind.startswith("conv") else kind
-        kinds[kind] = kinds.get(kind, 0) + 1
-        numbered = all(part.isdigit() for part in path.split("."))
-        name = f"{kind}{kinds[kind]}" if path and numbered else path
-        names[parameter] = name if last == "weight" and name else parameter
-    # A user's module may itself be called "conv1": then every layer goes by its parameter's name.
-    return names if len({*names.values(), "all"}) == len(names) + 1 else {name: name for name in parameters}
-
-
 def _gram(value: Tensor) -> Tensor:
     """Gram matrix ``[S, S]`` of one parameter's samples ``[S, *shape]``, on the CPU."""
     networks = value.shape[0]
@@ -494,6 +473,7 @@ def _record_before(item: Keyed, started: datetime, conditions: Conditions) -> di
         "weight_layers": [],
         "weight_sizes": {},
         "metrics": [],
+        "collapse": None,
         "alarms": [],
         "reference": None,
         "code": code_of(item.job, conditions.allow_code),

@@ -15,8 +15,8 @@ from bayes_bench.store import RECORD, canonical_hash, job_state, read_record, sa
 from bayes_bench.suite import LARGEST_SEED, MethodEntry, SuiteSpec, TaskSpec
 
 # Parts of a task that change no result by themselves: texts, hints, what a job resolves on its own (budget and
-# settings), where the data come from (the checksum speaks for the data, so a moved file changes no key), and what
-# results are only compared with.
+# settings), where the data come from and how many are used (the checksum speaks for the data, so a moved file changes
+# no key), and what results are only compared with.
 NOT_IN_KEY = {
     "title",
     "seconds_per_job",
@@ -28,6 +28,8 @@ NOT_IN_KEY = {
     "validation_ood",
     "reference",
     "published",
+    "examples",
+    "collapse_threshold",
 }
 MAX_SEEDS = 10_000
 
@@ -228,7 +230,7 @@ def plan(
                         label=entry.label,
                         method=entry.method,
                         seed=seed,
-                        budget=_scaled(task, budget_scale),
+                        budget=_scaled(task, budget_scale * suite.budget_scale),
                         settings=settings,
                         config=config.model_dump(mode="json"),
                         revision=config.revision,

@@ -11,11 +11,12 @@ import numpy as np
 from bayes_bench import metrics, reference, store
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.jobs import NOT_IN_KEY
-from bayes_bench.suite import load_suite, shipped_suites
+from bayes_bench.metrics.diversity import alarms
+from bayes_bench.suite import COLLAPSE_THRESHOLD, QUICK_SUFFIX, SuiteSpec, load_suite, shipped_suites
 
 
 def measure(predictions: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts ``metrics``, ``alarms`` and ``reference`` of a record.
+    """The parts ``metrics``, ``collapse``, ``alarms`` and ``reference`` of a record.
 
     A reference that is missing or of another posterior is the reason why its metrics are n/a.
 
@@ -32,9 +33,11 @@ def measure(predictions: Mapping[str, np.ndarray], record: Mapping[str, Any]) ->
             arrays = str(error)
         else:
             arrays, facts = found.arrays, {"name": name, **found.facts()}
+    collapse = metrics.collapse(predictions, record)
     return {
         "metrics": metrics.compute(predictions, record, reference=arrays),
-        "alarms": metrics.alarms(predictions, record),
+        "collapse": collapse,
+        "alarms": alarms(collapse),
         "reference": facts,
     }
 
@@ -53,7 +56,8 @@ def measure_again(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 def recompute_metrics(run_dir: Path) -> int:
     """Measure all finished jobs anew from their stored predictions, e.g. after a new metric; returns how many.
 
-    A job of a shipped suite that was run when its task named no reference is measured against the one it has by now.
+    A job of a shipped suite is measured against the reference, the threshold of the collapse alarm and the published
+    numbers that its task has by now.
 
     Raises:
         UsageError: not a run folder, or in use.
@@ -64,18 +68,47 @@ def recompute_metrics(run_dir: Path) -> int:
     with store.locked(run_dir):
         for folder, record in store.read_records(run_dir)[0]:
             if record["status"] == "ok":
-                measure_again(folder, record | {"task_spec": _with_reference(record)})
+                measure_again(folder, record | {"task_spec": _as_shipped(record)})
                 count += 1
     return count
 
 
-def _with_reference(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's task, with the reference that the shipped suite gives the very same task."""
+def renewed(folder: Path, record: Mapping[str, Any], compared: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a finished job whose task is compared with something else by now; measured anew where it matters.
+
+    Args:
+        compared: the task's ``reference``, ``collapse_threshold`` and ``published`` as they are now.
+
+    Raises:
+        DataError, DivergenceError, StorageError: as ``measure_again``.
+    """
+    spec = {"collapse_threshold": COLLAPSE_THRESHOLD, "published": [], **record["task_spec"]}
+    changed = {name for name, value in compared.items() if spec.get(name) != value}
+    new = {**record, "task_spec": {**spec, **compared}}
+    if changed - {"published"}:
+        return measure_again(folder, new)
+    return store.write_record(folder, new) if changed else dict(record)
+
+
+def _as_shipped(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's task, with what the shipped suite compares the very same task with."""
     spec = dict(record["task_spec"])
-    if spec.get("reference") is None and record["suite"] in shipped_suites():
-        for task in load_suite(record["suite"]).tasks:
-            if task.model_dump(mode="json", exclude=NOT_IN_KEY) == {
-                k: v for k, v in spec.items() if k not in NOT_IN_KEY
-            }:
-                spec["reference"] = task.reference
+    suite = _shipped(record["suite"])
+    for task in suite.tasks if suite else ():
+        now = task.model_dump(mode="json")
+        if all(value == spec.get(name, value) for name, value in now.items() if name not in NOT_IN_KEY):
+            spec |= {name: now[name] for name in ("collapse_threshold", "published")}
+            if spec.get("reference") is None:
+                spec["reference"] = now["reference"]
     return spec
+
+
+def _shipped(name: str) -> SuiteSpec | None:
+    """A shipped suite, or its quick variant."""
+    if name in shipped_suites():
+        return load_suite(name)
+    stem = name.removesuffix(QUICK_SUFFIX)
+    if stem == name or stem not in shipped_suites():
+        return None
+    suite = load_suite(stem)
+    return suite.quick_variant() if suite.quick else None

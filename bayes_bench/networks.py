@@ -221,3 +221,25 @@ def _custom_network(spec: CustomNetworkSpec, allow_code: Sequence[Path]) -> Call
     if not callable(getattr(module, name, None)):
         raise UsageError(f"{file} has no function {name!r}")
     return getattr(module, name)  # type: ignore[no-any-return]
+
+
+def layer_names(network: nn.Module) -> dict[str, str]:
+    """Parameters of two or more dimensions → how tables call their layer.
+
+    A layer with a name keeps it (``encoder.first``); one that only has a number in an ``nn.Sequential`` is called
+    by its kind and its place among these (``conv1``, ``conv2``, ``linear1``).
+    """
+    kinds: dict[str, int] = {}
+    names: dict[str, str] = {}
+    parameters = [name for name, p in network.named_parameters() if p.dim() >= 2]
+    for parameter in parameters:
+        path, _, last = parameter.rpartition(".")
+        module = network.get_submodule(path)
+        kind = type(module).__name__.lower().rstrip("0123456789d") or "layer"
+        kind = "conv" if kind.startswith("conv") else kind
+        kinds[kind] = kinds.get(kind, 0) + 1
+        numbered = all(part.isdigit() for part in path.split("."))
+        name = f"{kind}{kinds[kind]}" if path and numbered else path
+        names[parameter] = name if last == "weight" and name else parameter
+    # A user's module may itself be called "conv1": then every layer goes by its parameter's name.
+    return names if len({*names.values(), "all"}) == len(names) + 1 else {name: name for name in parameters}

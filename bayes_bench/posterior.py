@@ -35,6 +35,7 @@ from bayes_bench.errors import (
 from bayes_bench.examples import Examples, FitData
 from bayes_bench.likelihood import RESERVED, Likelihood
 from bayes_bench.machine import memory_bytes
+from bayes_bench.networks import layer_names
 from bayes_bench.predictive import (
     ClassPrediction,
     ClassReducer,
@@ -524,13 +525,12 @@ class WeightPosterior(ABC):
         """Scores of a draw on the validation examples (or none): for early stopping and the log of a fit.
 
         ``val_nll`` is the NLL of the mixture; ``disagreement`` the mean over pairs of networks of the share of
-        examples they classify differently, ``disagreement_normalised`` the same divided by the error of one network;
-        ``epistemic_std`` their counterpart for regression; ``weight_spread`` the std/mean of the L2 norms of the whole
-        weight vectors.
+        examples they classify differently, ``disagreement_normalised`` the same divided by the error of one network,
+        ``mutual_information`` H(p̄) − mean H(p_s) in nats; ``epistemic_std`` their counterpart for regression;
+        ``weight_spread`` the std/mean of the L2 norms of the whole weight vectors, and ``weight_spread/LAYER`` of a
+        layer's without its bias.
         """
-        own = [w.reshape(len(w), -1).norm(dim=1) for name, w in weights.items() if not name.startswith(RESERVED)]
-        norms = torch.stack(own).norm(dim=0)
-        scores = {"weight_spread": float(norms.std(correction=0) / norms.mean())} if len(norms) > 1 else {}
+        scores = self._weight_spreads(weights)
         if data.validation is None:
             return scores
         x, y = data.validation.x, data.validation.y
@@ -548,11 +548,25 @@ class WeightPosterior(ABC):
                 errors = float((predicted["log_probs"].argmax(-1) != y).double().mean())
                 if errors > 0:
                     scores["disagreement_normalised"] = scores["disagreement"] / errors
+                scores["mutual_information"] = float(summary.mutual_information.mean())
         else:
             values = summarise_values(**predicted)
             scores["val_rmse"] = float(((values.mean - y) ** 2).mean().sqrt())
             scores["epistemic_std"] = float(values.epistemic_variance.mean().sqrt())
         return scores
+
+    def _weight_spreads(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        norms = {
+            name: w.reshape(len(w), -1).norm(dim=1) for name, w in weights.items() if not name.startswith(RESERVED)
+        }
+        layers = {f"weight_spread/{layer}": norms[name] for name, layer in layer_names(self.network).items()}
+        rows = torch.stack([torch.stack(list(norms.values())).norm(dim=0), *layers.values()])
+        if rows.shape[1] < 2:
+            return {}
+        spreads = (rows.std(dim=1, correction=0) / rows.mean(dim=1)).tolist()  # one wait for a GPU
+        named = zip(["weight_spread", *layers], spreads, strict=True)
+        # A frozen layer of zeros has no spread.
+        return {name: spread for name, spread in named if math.isfinite(spread)}
 
     @final
     def validator(self, data: FitData, networks: int, rng: torch.Generator) -> Callable[[], dict[str, float]]:

@@ -107,6 +107,16 @@ class NamedSet(Part):
     name: Name
 
 
+class Claim(Part):
+    """A published number, as ``suite.PublishedSpec``."""
+
+    method: Name
+    metric: Short
+    value: Position
+    source: Short
+    note: Text = ""
+
+
 class TaskTable(Part):
     data: Table = {}
     network: Table = {}
@@ -114,7 +124,16 @@ class TaskTable(Part):
     ood: list[NamedSet] = []
     validation_ood: list[NamedSet] = []
     curve: Curve | None = None
+    budget: Positive | None = None
     reference: Text | None = None
+    published: list[Claim] = []
+    collapse_threshold: float | None = None
+
+
+class Collapse(Part):
+    threshold: float
+    networks: Count
+    total_variation: dict[Short, float]
 
 
 class ReferenceFacts(Part):
@@ -157,6 +176,7 @@ class Record(Part):
     weight_layers: list[Short] = []
     weight_sizes: dict[Short, Count] = {}
     metrics: list[MetricRow] = []
+    collapse: Collapse | None = None
     alarms: list[Text] = []
     reference: ReferenceFacts | None = None
     code: dict[Short, Short] | None = None

@@ -26,7 +26,7 @@ from bayes_bench.execution import (
 )
 from bayes_bench.executors import Executor, Outcome, Workers
 from bayes_bench.jobs import Job, Observer
-from bayes_bench.measure import measure_again
+from bayes_bench.measure import renewed
 from bayes_bench.snapshots import EVERY
 from bayes_bench.stopping import Stop, on_signals
 from bayes_bench.suite import REFERENCE_SUFFIX, SuiteSpec
@@ -229,7 +229,7 @@ class _Books:
             return False
         assert state.record is not None
         self.outdated += state.record.get("code") != code_of(item.job, self._conditions.allow_code)
-        record = _with_reference_of(item, state.record, self._observer)
+        record = _compared_as_now(item, state.record, self._observer)
         self._clock.skip(item.job)
         self._enter(item, "skipped", record, None)
         return True
@@ -244,7 +244,7 @@ class _Books:
             assert outcome.record is not None
             if outcome.record["status"] == "ok":
                 # On a cluster the file of a reference is not where the job is, and it is compared here.
-                self._enter(item, "finished", _with_reference_of(item, outcome.record, self._observer), seconds)
+                self._enter(item, "finished", _compared_as_now(item, outcome.record, self._observer), seconds)
             else:
                 self._enter(item, "failed", outcome.record, seconds)
         elif outcome.kind == "failed":
@@ -364,15 +364,13 @@ def _check_threads(keyed: Sequence[Keyed], threads: int | None, workers: Workers
         )
 
 
-def _with_reference_of(item: Keyed, record: dict[str, Any], observer: Observer) -> dict[str, Any]:
-    """The record of a finished job, measured anew where its task now names another reference."""
-    name = item.job.task.reference
-    if record["task_spec"].get("reference") == name:
-        return record
+def _compared_as_now(item: Keyed, record: dict[str, Any], observer: Observer) -> dict[str, Any]:
+    """The record of a finished job, with what its task is compared with now; no key speaks of that."""
+    compared = item.job.task.model_dump(mode="json", include={"reference", "collapse_threshold", "published"})
     try:
-        return measure_again(item.folder, record | {"task_spec": record["task_spec"] | {"reference": name}})
+        return renewed(item.folder, record, compared)
     except DataError as error:
-        observer.message(f"{item.job.name} is not compared with the reference {name!r}: {error}")
+        observer.message(f"{item.job.name} is not measured anew, although its suite has changed: {error}")
         return record
 
 

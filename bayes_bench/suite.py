@@ -17,11 +17,15 @@ from bayes_bench.errors import UsageError, unknown_name
 from bayes_bench.settings import NAME_PATTERN, Settings, explain, parse_toml, setting
 
 REFERENCE_SUFFIX = ".safetensors"
+QUICK_SUFFIX = "-quick"
+COLLAPSE_THRESHOLD = 0.01
+"""Mean total variation between two networks on out-of-distribution data below which a draw is collapsed."""
 LARGEST_SEED = 2**63 - 1
 LARGEST_SUITE = 4 * 2**20
 """Bytes of a suite's file; no suite comes near."""
 Width = Annotated[int, Field(gt=0, le=10_000_000)]
 Widths = Annotated[tuple[Width, ...], Field(max_length=1000)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Activation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu"]
 
 
@@ -174,6 +178,15 @@ class TaskSpec(Settings):
     curve: CurveSpec | None = None
     augmentation: AugmentationSpec | None = None
     published: tuple[PublishedSpec, ...] = setting((), "numbers of others, shown beside ours as claims")
+    examples: int | None = setting(
+        None, "validation, test and out-of-distribution sets are cut to so many examples, a fixed random subset", gt=0
+    )
+    collapse_threshold: float = setting(
+        COLLAPSE_THRESHOLD,
+        "mean total variation between two networks on out-of-distribution data below which the alarm is raised",
+        ge=0,
+        le=1,
+    )
     reference: str | None = setting(
         None, "predictions of the true posterior to measure distances to: a shipped one's name, or a file"
     )
@@ -206,12 +219,23 @@ class MethodEntry(Settings):
     settings: dict[str, Any] = setting({}, "settings that differ from the task's and the method's defaults")
 
 
+class QuickSpec(Settings):
+    """How a suite is cut down to a few minutes; networks, methods and settings stay."""
+
+    budget_scale: float = setting(..., "factor on every budget", gt=0, le=1)
+    seeds: tuple[Seed, ...] = setting((0,), "training seeds", min_length=1)
+    examples: int | None = setting(None, "as the key of a task", gt=0)
+    seconds_per_job: float | None = setting(None, "expected time of one job on 2 CPU cores, in seconds", gt=0)
+
+
 class SuiteSpec(Settings):
     name: str = setting(..., "how the suite is called", pattern=NAME_PATTERN)
     description: str = ""
+    budget_scale: float = setting(1.0, "factor on every task's budget", gt=0, le=1e6)
+    quick: QuickSpec | None = setting(None, "what `--quick` runs instead")
     tasks: tuple[TaskSpec, ...] = Field(..., min_length=1)
     methods: tuple[MethodEntry, ...] = setting((), "run when the command line names no methods")
-    seeds: tuple[Annotated[int, Field(ge=0, le=LARGEST_SEED)], ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -228,7 +252,40 @@ class SuiteSpec(Settings):
         ):
             if repeated := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"{kind} named twice: {', '.join(sorted(repeated))}")
+        if self.quick and not re.fullmatch(NAME_PATTERN, self.name + QUICK_SUFFIX):
+            raise ValueError(f"the name is too long for a quick variant, which is called {self.name + QUICK_SUFFIX!r}")
         return self
+
+    def quick_variant(self) -> SuiteSpec:
+        """A suite of its own, ``NAME-quick``, that finishes in minutes.
+
+        Where examples are left out, the data are others than those of a reference posterior, and there is none.
+
+        Raises:
+            UsageError: the suite does not say how it is cut down.
+        """
+        if self.quick is None:
+            raise UsageError(
+                f"the suite {self.name!r} has no quick variant; give it a table [quick], or use --budget-scale"
+            )
+        quick, tasks = self.quick, []
+        for task in self.tasks:
+            changes: dict[str, Any] = {}
+            if quick.seconds_per_job is not None:
+                # A task's hint is for its full budget, which stays: reports compare with it.
+                changes["seconds_per_job"] = quick.seconds_per_job / quick.budget_scale
+            if quick.examples is not None:
+                changes |= {"examples": min(quick.examples, task.examples or quick.examples), "reference": None}
+            tasks.append(task.model_copy(update=changes))
+        return self.model_copy(
+            update={
+                "name": self.name + QUICK_SUFFIX,
+                "budget_scale": self.budget_scale * quick.budget_scale,
+                "seeds": quick.seeds,
+                "tasks": tuple(tasks),
+                "quick": None,
+            }
+        )
 
 
 def suite_folder() -> Path:
@@ -284,9 +341,33 @@ def load_suite(name_or_path: str) -> SuiteSpec:
     for task in suite.tasks:
         try:
             check_task(task)
+            _check_published(task)
         except UsageError as error:
             raise UsageError(f"{path}: task {task.name!r}: {error}") from error
     return suite
+
+
+def _check_published(task: TaskSpec) -> None:
+    """A misspelt metric would stand beside nothing.
+
+    Raises:
+        UsageError: the metric does not exist for the task, or speaks of a set that the task does not have.
+    """
+    if not task.published:
+        return
+    from bayes_bench import metrics  # here, because it is of no use to most suites and builds on SciPy
+
+    kind = "classification" if isinstance(task.likelihood, CategoricalSpec) else "regression"
+    for claim in task.published:
+        metric = metrics.find(claim.metric, kind)
+        if metric is None:
+            known = [metric.name for metric in metrics.CATALOGUE if metric.kind in ("any", kind)]
+            raise UsageError(f"published: {unknown_name('metric', claim.metric, known)}")
+        if metric.over in ("ood", "validation_ood"):
+            sets = [spec.name for spec in (task.ood if metric.over == "ood" else task.validation_ood)]
+            if (name := claim.metric.partition("/")[2]) not in sets:
+                where = unknown_name("out-of-distribution set", name, sets)
+                raise UsageError(f"published: metric {claim.metric!r}: {where}")
 
 
 def _read(path: Path) -> str:

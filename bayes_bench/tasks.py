@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -103,6 +103,8 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
     missing: dict[str, str] = {}
     raw_ood = _out_of_distribution(spec.ood, root, split, notes, missing)
     raw_validation_ood = _out_of_distribution(spec.validation_ood, root, split, notes, missing)
+    if spec.examples is not None:
+        split, raw_ood, raw_validation_ood = _fewer(spec.examples, split, raw_ood, raw_validation_ood, notes)
     likelihood, standardiser = _likelihood(spec, split)
     arrays = {
         f"{part}/{name}": values
@@ -157,6 +159,33 @@ def _out_of_distribution(
         found[spec.name] = inputs.x
         notes += [f"{spec.name}: {note}" for note in inputs.notes]
     return found
+
+
+def _fewer(
+    most: int,
+    split: data.Split,
+    ood: Mapping[str, np.ndarray],
+    validation_ood: Mapping[str, np.ndarray],
+    notes: list[str],
+) -> tuple[data.Split, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """All that is evaluated, cut to ``most`` examples: a random subset of each set that is always the same."""
+
+    def kept(name: str, n: int) -> np.ndarray:
+        if n <= most:
+            return np.arange(n)
+        notes.append(f"{name}: a fixed random {most:,} of the {n:,} examples")
+        return np.sort(data.Stream(("examples", name)).permutation(n)[:most])
+
+    fewer = replace(
+        split,
+        validation=split.validation[kept("validation", len(split.validation))],
+        test=split.test[kept("test", len(split.test))],
+    )
+    return (
+        fewer,
+        {name: x[kept(name, len(x))] for name, x in ood.items()},
+        {name: x[kept(name, len(x))] for name, x in validation_ood.items()},
+    )
 
 
 def _likelihood(spec: TaskSpec, split: data.Split) -> tuple[Likelihood, Standardiser]:

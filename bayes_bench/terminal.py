@@ -53,6 +53,8 @@ TUNING_HEADLINES = (
     ("fit_seconds", "fit s", 1, None),
 )
 BEST_TRIALS = 5
+MOST_CLAIMS = 12
+"""Published numbers that are printed after a run; more are on the page and in published.csv."""
 
 
 def stdout() -> Console:
@@ -273,6 +275,39 @@ def result_tables(run_dir: Path) -> list[Table]:
         title = task if task.startswith(suite) else f"{suite}: {task}"
         tables.append(table(headers, rows, title=title, numbers_from=1))
     return tables
+
+
+def published_tables(run_dir: Path) -> list[Table]:
+    """Published numbers beside ours, a table per task; none where they would fill more than a screen."""
+    from bayes_bench.analysis import budget_share, comparison_of, display_tasks, load_records, published_frame
+    from bayes_bench.report.tables import claims, share_in_words
+
+    records = load_records(run_dir)
+    frame = published_frame(records)
+    if len(frame) > MOST_CLAIMS:
+        return []
+    names = display_tasks(records)
+    shares = {names[comparison_of(record)]: share_in_words(budget_share(record)) for record in records}
+    tables = []
+    for task, group in frame.groupby("task", sort=False):
+        rows = [
+            [claim.method, claim.metric, claim.measured, claim.seeds, claim.published, claim.difference, claim.source]
+            for claim in claims(group)
+        ]
+        share = shares[str(task)]
+        title = f"{task} beside published numbers (claims)" + (
+            f"; ours had {share} the suite's budget" if share else ""
+        )
+        headers = ["method", "metric", "ours", "seeds", "published", "difference", "source"]
+        tables.append(table(headers, rows, title=title))
+    return tables
+
+
+def alarm_lines(run_dir: Path) -> list[str]:
+    """A line per collapse alarm of the run folder."""
+    from bayes_bench.analysis import alarms, load_records
+
+    return [printable(f"ALARM {place}: {sentence}") for place, sentence in alarms(load_records(run_dir))]
 
 
 def _mean_and_std(entry: Mapping[Any, Any] | None, factor: float, decimals: int | None) -> str:

@@ -91,7 +91,7 @@ def verify(run_dir: Path) -> Verification:
 
 
 def compare_metrics(where: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Difference]:
-    """Metrics, alarms and reference of two records of one job."""
+    """Metrics, collapse, alarms and reference of two records of one job."""
     old, new = ({row["name"]: row for row in record["metrics"]} for record in (recorded, found))
     for name in {**old, **new}:
         if name not in new or name not in old:
@@ -103,9 +103,11 @@ def compare_metrics(where: str, recorded: Mapping[str, Any], found: Mapping[str,
         for field in ("unit", "higher_is_better", "group"):
             if left.get(field) != right[field]:
                 yield Difference("version", where, f"{field} of {name}", str(left.get(field)), str(right[field]))
-    for part in ("alarms", "reference"):
+    for part in ("collapse", "alarms", "reference"):
         if recorded.get(part) != found[part]:
-            yield Difference("value", where, part, str(recorded.get(part)), str(found[part]))
+            # Records of earlier versions have alarms, but not what these follow from.
+            kind: Kind = "value" if part in recorded else "version"
+            yield Difference(kind, where, part, str(recorded.get(part)), str(found[part]))
 
 
 def _job(folder: Path, record: Mapping[str, Any], where: str) -> Iterator[Difference]:

@@ -70,6 +70,17 @@ def task_spec(kind: str) -> dict[str, Any]:
             "ood": [{"source": "letters", "name": "letters"}],
             "validation_ood": [{"source": "letters", "name": "letters-kt"}],
             "curve": None,
+            "published": [
+                {
+                    "method": "hypergan",
+                    "metric": "accuracy",
+                    "value": 0.9931,
+                    "source": "Paper A",
+                    "note": "no error bars",
+                },
+                {"method": "ensemble", "metric": "nll", "value": 0.016, "source": "Paper B", "note": ""},
+                {"method": "apd", "metric": "accuracy", "value": 0.9861, "source": "Paper A", "note": "from memory"},
+            ],
             "settings": {},
         }
     return {
@@ -222,6 +233,15 @@ def make_job(
                     "val_nll": float(1.5 * math.exp(-4 * part) + 0.2 + 0.01 * seed),
                     "disagreement": float(0.3 * method.spread_in * math.exp(-2 * part)),
                 }
+                | (
+                    {
+                        "val_accuracy": float(0.97 - 0.5 * math.exp(-5 * part) - 0.002 * seed),
+                        "mutual_information": float(0.2 * method.spread_in * math.exp(-2 * part)),
+                    }
+                    if kind == "classification"
+                    else {"val_rmse": float(0.2 + math.exp(-4 * part)), "epistemic_std": 0.05 * method.spread_out}
+                )
+                | {f"weight_spread/{name}": 0.1 * method.spread_in * math.exp(-part) for name in layers if drawn > 1}
                 for part in steps
             ],
             "notes": [],
@@ -261,6 +281,7 @@ def make_job(
         "weight_layers": list(layers),
         "weight_sizes": layers | {"all": 5418},
         "metrics": [],
+        "collapse": None,
         "alarms": [],
         "code": {"core": "0" * 16, "method": "1" * 16},
         "versions": VERSIONS,
@@ -271,6 +292,7 @@ def make_job(
     } | changes
     if record["status"] == "ok":
         record["metrics"] = metrics.compute(predictions, record)
+        record["collapse"] = metrics.collapse(predictions, record)
         record["alarms"] = metrics.alarms(predictions, record)
     return record, predictions
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from synthetic import METHODS, make_job, write_job, write_plan, write_run
 from bayes_bench import analysis, metrics
 from bayes_bench.analysis import BinnedGap, ExampleMean, RankArea, SeedMean
 from bayes_bench.errors import DataError, UsageError
+from bayes_bench.report.tables import share_in_words
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +356,64 @@ def test_ranks_count_only_what_all_methods_finished():
     del values[("x", 5, "a")]
     frame, _ = analysis.mean_ranks(frame_of(values))
     assert frame["blocks"].tolist() == [5, 5]
+
+
+# Published numbers and history ----------------------------------------------------------------------------
+
+
+def small(label: str, seed: int, **options: Any) -> dict[str, Any]:
+    method = replace(METHODS["hypergan"], label=label, **options)
+    return make_job(method, seed, networks=5, examples=40, ood={"ood/letters": 20})[0]
+
+
+def test_published_numbers_have_a_row_per_variant_and_stay_without_ours() -> None:
+    records = [small("hypergan", seed) for seed in (0, 1)]
+    records.append(small("hypergan", 0, config={"mixer": False}))
+    frame = analysis.published_frame(records)
+    ours = frame[frame["method"].str.startswith("hypergan")]
+    assert sorted(ours["seeds"]) == [1, 2]
+    both = ours[ours["seeds"] == 2].iloc[0]
+    values = [analysis.metric_value(record, "accuracy") for record in records[:2]]
+    assert both["mean"] == pytest.approx(np.mean(values))
+    assert both["std"] == pytest.approx(np.std(values, ddof=1))
+    assert both["difference"] == pytest.approx(np.mean(values) - 0.9931)
+    assert (both["budget"], both["full_budget"], both["unit"]) == (400_000, 400_000, "fraction")
+    absent = frame[frame["method"] == "apd"].iloc[0]
+    assert (absent["seeds"], absent["published"], absent["note"]) == (0, 0.9861, "from memory")
+    assert np.isnan(absent["mean"])
+
+
+def test_history_has_a_row_per_validation_and_all_columns() -> None:
+    several, one = small("hypergan", 1), small("map", 0)
+    one["fit"]["history"] = [{"evaluations": 5.0, "val_nll": 0.5, "seed": 9.0}]
+    frame = analysis.history_frame([several, one])
+    assert list(frame.columns[:6]) == list(analysis.HISTORY_COLUMNS)
+    assert {"val_nll", "mutual_information", "weight_spread/conv1"} <= set(frame.columns)
+    assert len(frame) == 11
+    last = frame.iloc[-1]
+    assert (last["method"], last["seed"], last["evaluations"], last["val_nll"]) == ("map", 0, 5, 0.5)
+    assert np.isnan(last["mutual_information"])
+
+
+def test_a_key_that_says_nothing_makes_no_other_comparison() -> None:
+    record = small("hypergan", 0)
+    later = {**record, "task_spec": {**record["task_spec"], "examples": None, "collapse_threshold": 0.5}}
+    assert analysis.comparison_of(later) == analysis.comparison_of(record)
+    fewer = {**record, "task_spec": {**record["task_spec"], "examples": 10}}
+    assert analysis.comparison_of(fewer) != analysis.comparison_of(record)
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (None, ""),
+        (1.0, ""),
+        (0.25, "a quarter of"),
+        (0.3333, "a third of"),
+        (0.37, "37 % of"),
+        (2, "twice"),
+        (4, "4 times"),
+    ],
+)
+def test_shares_of_a_budget_in_words(share: float | None, words: str) -> None:
+    assert share_in_words(share) == words

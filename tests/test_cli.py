@@ -317,6 +317,69 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_finished(call, suite_file: s
     assert "4 of 4" in call("run", suite_file, "--dry-run", "--budget-scale", "0.5", "--fresh").out
 
 
+def test_the_quick_variant_is_a_suite_of_its_own(call, suite_file: str, tmp_path: Path) -> None:
+    quick = "quick = {budget_scale = 0.25, seeds = [7], seconds_per_job = 20}\n"
+    (tmp_path / "my.toml").write_text(quick + (tmp_path / "my.toml").read_text())
+    planned = call("run", suite_file, "--quick", "--dry-run")
+    assert planned.code == 0
+    assert f"2 of 2 jobs to run into {Path('reports/runs/my-quick')}; expected time on 2 CPU cores: 40 s" in planned.out
+    assert call("run", suite_file, "--quick", "--methods", "pair", "--threads", "1").code == 0
+    (record,) = [record for _, record in store.read_records(tmp_path / "reports/runs/my-quick")[0]]
+    assert (record["suite"], record["seed"], record["budget"]["total"]) == ("my-quick", 7, 50)
+    page = (tmp_path / "reports/runs/my-quick/report.html").read_text(encoding="utf-8")
+    assert "a quarter of the suite" in page
+    again = call("run", suite_file, "--quick", "--budget-scale", "0.1", "--seeds", "1", "--dry-run").out
+    assert " 5 " in again
+    assert call("tune", "map", suite_file, "--quick", "--seeds", "7").err.startswith("Error: --seeds: 7 is a seed of")
+
+
+def test_a_suite_without_a_quick_variant_is_one_sentence(call, suite_file: str) -> None:
+    outcome = call("run", suite_file, "--quick")
+    assert outcome.code == 2
+    assert outcome.err.startswith("Error: the suite 'my' has no quick variant")
+
+
+def test_a_collapsed_method_raises_the_alarm_everywhere(call, suite_file: str, tmp_path: Path) -> None:
+    arguments = ("run", suite_file, "--methods", "tiny", "--seeds", "0", "--threads", "1", "--out", "run")
+    outcome = call(*arguments, "--set", "tiny.scale=1e-6")
+    (record,) = [record for _, record in store.read_records(tmp_path / "run")[0]]
+    measured = record["collapse"]["total_variation"]["the curve outside the data"]
+    assert measured < record["collapse"]["threshold"] == 0.01
+    said = f"by a mean total variation of {measured:.2g} (threshold 0.01)"
+    assert "ALARM curve, tiny, seed 0: collapse: 100 networks were drawn" in outcome.out
+    assert said in " ".join(outcome.out.split())
+    assert said in " ".join(outcome.err.split())
+    assert said in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    # Another figure is no reason to train again.
+    text = (tmp_path / "my.toml").read_text()
+    (tmp_path / "my.toml").write_text(text + "collapse_threshold = 0\n")
+    outcome = call(*arguments, "--set", "tiny.scale=1e-6")
+    assert "already finished" in outcome.err
+    (record,) = [record for _, record in store.read_records(tmp_path / "run")[0]]
+    assert (record["collapse"]["threshold"], record["alarms"]) == (0, [])
+    assert "ALARM" not in outcome.out
+
+
+def test_published_numbers_stand_beside_ours(call, suite_file: str, tmp_path: Path) -> None:
+    arguments = ("run", suite_file, "--methods", "tiny", "--seeds", "0,1", "--threads", "1", "--out", "run")
+    assert "claims" not in call(*arguments).out
+    with (tmp_path / "my.toml").open("a") as file:
+        for method, value in (("tiny", 3.5), ("vi", 2.5)):
+            file.write(f'[[tasks.published]]\nmethod = "{method}"\nmetric = "rmse"\nvalue = {value}\nsource = "Them"\n')
+    outcome = call(*arguments)
+    assert "already finished" in outcome.err
+    assert "curve beside published numbers (claims)" in outcome.out
+    ours, theirs = list(csv.DictReader((tmp_path / "run/published.csv").open()))
+    values = [
+        row["value"]
+        for _, r in store.read_records(tmp_path / "run")[0]
+        for row in r["metrics"]
+        if row["name"] == "rmse"
+    ]
+    assert float(ours["difference"]) == pytest.approx(sum(values) / 2 - 3.5)
+    assert (ours["seeds"], theirs["method"], theirs["seeds"], theirs["mean"]) == ("2", "vi", "0", "")
+
+
 def test_a_run_from_start_to_page_and_its_continuation(call, suite_file: str, tmp_path: Path) -> None:
     outcome = call("run", suite_file, "--threads", "1", "--set", "tiny.scale=0.2")
     assert outcome.code == 0, outcome.err
@@ -325,7 +388,8 @@ def test_a_run_from_start_to_page_and_its_continuation(call, suite_file: str, tm
     assert "RMSE" in outcome.out
     assert "[4/4] curve/pair seed 1: " in outcome.err
     files = sorted(path.name for path in run_dir.iterdir() if path.name != ".lock")
-    assert files == ["jobs", "report.html", "results.csv", "run.json", "summary.csv"]
+    tables = ["history.csv", "published.csv", "results.csv", "summary.csv"]
+    assert files == sorted(["jobs", "report.html", "run.json", *tables])
     with (run_dir / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {(row["suite"], row["task"], row["method"], row["seed"]) for row in rows} == {

@@ -35,6 +35,7 @@ from bayes_bench.suite import (
     OODSpec,
     PriorSpec,
     PublishedSpec,
+    QuickSpec,
     ResNetSpec,
     SuiteSpec,
     TaskSpec,
@@ -141,7 +142,7 @@ def test_every_key_is_documented() -> None:
     known = code_words("suites.md")
     specs: tuple[type[Settings], ...] = (
         SuiteSpec, TaskSpec, MethodEntry, MLPSpec, ConvNetSpec, ResNetSpec, CustomNetworkSpec, GaussianSpec,
-        PriorSpec, CurveSpec, OODSpec, AugmentationSpec, PublishedSpec,
+        PriorSpec, CurveSpec, OODSpec, AugmentationSpec, PublishedSpec, QuickSpec,
     )  # fmt: skip
     for spec in specs:
         assert set(spec.model_fields) <= known, spec.__name__

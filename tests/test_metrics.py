@@ -405,8 +405,21 @@ def test_collapse_alarm():
     assert metrics.alarms(collapsed, record, threshold=0) == []
 
 
+def test_the_threshold_is_the_tasks():
+    record, predictions = make_job(METHODS["hypergan"], 0, networks=10)
+    facts = metrics.collapse(predictions, record)
+    value = facts["total_variation"]["letters"]
+    assert facts == {"threshold": 0.01, "networks": 10, "total_variation": {"letters": value}}
+    (found,) = [row["value"] for row in record["metrics"] if row["name"] == "total_variation/letters"]
+    assert value == found > 0.01
+    record["task_spec"] = record["task_spec"] | {"collapse_threshold": 0.99}
+    (alarm,) = metrics.alarms(predictions, record)
+    assert f"variation of {value:.2g} (threshold 0.99)" in alarm
+
+
 def test_one_network_never_collapses():
     record, predictions = make_job(METHODS["map"], 0)
+    assert metrics.collapse(predictions, record) is None
     assert metrics.alarms(predictions, record) == []
 
 

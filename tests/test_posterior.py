@@ -17,6 +17,8 @@ from bayes_bench import (
     UsageError,
 )
 from bayes_bench.errors import StorageError
+from bayes_bench.execution import gram_matrices
+from bayes_bench.metrics import mutual_information, norm_spread
 from bayes_bench.posterior import resolve_device
 from bayes_bench.testing import classification, regression
 from bayes_bench_baselines.configs import MAPConfig
@@ -157,6 +159,28 @@ def test_disagreement_is_the_share_of_differing_pairs():
     pairs = [(votes[i] != votes[j]).double().mean() for i in range(6) for j in range(i)]
     found = posterior.validation_scores(problem.data, weights)["disagreement"]
     assert found == pytest.approx(float(torch.stack(pairs).mean()))
+
+
+def test_spreads_of_layers_and_mutual_information_are_those_of_the_metrics():
+    problem = classification()
+    posterior = MAP(problem.network, problem.likelihood)
+    rng = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(6, *p.shape, generator=rng) for name, p in problem.network.named_parameters()}
+    scores = posterior.validation_scores(problem.data, weights)
+    grams, sizes = gram_matrices(posterior.network, weights)
+    assert len(sizes) > 1
+    for layer in sizes:
+        assert scores[f"weight_spread/{layer}"] == pytest.approx(norm_spread(grams[layer]), rel=1e-4)
+    assert scores["weight_spread"] == pytest.approx(norm_spread(grams["all"]), rel=1e-4)
+    log_probs = posterior.outputs(problem.data.validation.x, weights).log_softmax(-1)
+    assert scores["mutual_information"] == pytest.approx(mutual_information(log_probs.numpy()).mean(), rel=1e-5)
+
+
+def test_one_network_has_no_spread():
+    problem = classification()
+    posterior = MAP(problem.network, problem.likelihood)
+    weights = {name: p.detach()[None] for name, p in problem.network.named_parameters()}
+    assert posterior.validation_scores(problem.data, weights).keys() == {"val_nll", "val_accuracy"}
 
 
 def test_targets_of_the_wrong_width_do_not_broadcast():

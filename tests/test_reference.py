@@ -324,6 +324,24 @@ def test_recompute_takes_the_reference_that_a_shipped_suite_has_by_now(
     assert rows_of(ours)["reference_tv/gap"] == pytest.approx(0, abs=1e-6)
 
 
+def test_recompute_takes_threshold_and_published_numbers_of_a_shipped_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = write_run(tmp_path / "run", labels=("hypergan",), seeds=(0,), kinds=("regression",), **SMALL)
+    claim = {"method": "hypergan", "metric": "rmse", "value": 3.0, "source": "A", "note": ""}
+    now = {"collapse_threshold": 1.0, "published": [claim]}
+    spec = {k: v for k, v in records[0]["task_spec"].items() if v is not None} | now
+    task = suites.TaskSpec.model_validate(spec)
+    monkeypatch.setattr(measure, "shipped_suites", lambda: {"cubic": tmp_path / "cubic.toml"})
+    monkeypatch.setattr(measure, "load_suite", lambda name: suites.SuiteSpec(name="cubic", tasks=(task,)))
+    assert records[0]["alarms"] == []
+    assert measure.recompute_metrics(tmp_path / "run") == 1
+    (record,) = analysis.load_records(tmp_path / "run")
+    assert record["collapse"]["threshold"] == 1
+    assert "(threshold 1)" in record["alarms"][0]
+    assert analysis.published_frame([record])["published"].tolist() == [3.0]
+
+
 def test_a_file_counts_from_the_suites_folder(tmp_path: Path) -> None:
     text = (suites.suite_folder() / "gap.toml").read_text(encoding="utf-8")
     for written, expected in (("far/x.safetensors", str(tmp_path / "far/x.safetensors")), ("cubic", "cubic")):

@@ -20,7 +20,7 @@ import pytest
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
 from bayes_bench import analysis, report
-from bayes_bench.report.charts import CHARTS, AccuracyCurve, Curves, Diversity, EntropyCDF, Look, Reliability
+from bayes_bench.report.charts import CHARTS, AccuracyCurve, Curves, Diversity, EntropyCDF, Look, Reliability, Training
 from bayes_bench.report.page import open_book, without_figures
 from bayes_bench.report.tables import decimals_for, number, signed
 
@@ -99,7 +99,7 @@ def test_golden_page(golden_run):
     assert made.splitlines() == golden.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("name", ["results.csv", "summary.csv"])
+@pytest.mark.parametrize("name", ["results.csv", "summary.csv", "published.csv", "history.csv"])
 def test_golden_tables(golden_run, name):
     golden = GOLDEN / name
     if os.environ.get("BAYES_BENCH_UPDATE_GOLDEN"):
@@ -110,7 +110,7 @@ def test_golden_tables(golden_run, name):
 
 
 def test_rendering_again_changes_no_byte(golden_run):
-    names = ("report.html", "results.csv", "summary.csv")
+    names = ("report.html", "results.csv", "summary.csv", "published.csv", "history.csv")
     before = [(golden_run / name).read_bytes() for name in names]
     report.write(golden_run)
     assert [(golden_run / name).read_bytes() for name in names] == before
@@ -417,6 +417,30 @@ def test_diversity_leaves_out_one_network(book):
     assert chart.panels()[0] == "Norm spread of weights"
     assert chart.panels()[-1] == "Disagreement of predictions"
     assert set(chart.frame()["where"]) == {"conv1", "conv2", "linear1", "all", "test", "letters"}
+
+
+def test_training_has_a_panel_per_measure_and_layer(book):
+    chart = Training(jobs_of(book, "digits"), book.look)
+    layers = [f"Norm spread: {layer}" for layer in ("conv1", "conv2", "linear1")]
+    assert chart.panels() == ("Accuracy, %", "NLL, nats", "Disagreement, %", "Mutual information, nats", *layers)
+    frame = chart.frame().set_index(["logged", "method"])
+    accuracy = frame.loc[("Accuracy, %", "map")]
+    assert len(accuracy) == 11
+    assert (accuracy["seeds"] == 3).all()
+    assert accuracy["std"].to_numpy() == pytest.approx(np.full(11, 0.2))  # the seeds are 0.2 points apart
+    assert "map" not in frame.loc["Disagreement, %"].index  # one network
+
+
+def test_seeds_that_go_on_after_others_are_drawn_alone(book):
+    jobs = jobs_of(book, "digits")["map"]
+    short = jobs[0].record["fit"]["history"][:5]
+    first = replace(jobs[0], record=jobs[0].record | {"fit": {"history": short}})
+    chart = Training({"map": [first, *jobs[1:]]}, book.look)
+    (axes,) = chart.plot("Accuracy, %").axes
+    band, *alone = axes.get_lines()
+    assert band.get_xdata()[-1] == short[-1]["evaluations"]
+    assert [line.get_linestyle() for line in alone] == [":", ":"]
+    assert alone[0].get_xdata()[-1] == jobs[1].record["fit"]["history"][-1]["evaluations"]
 
 
 def test_curves_share_one_scale(book):

@@ -17,6 +17,7 @@ from bayes_bench import Categorical, Gaussian, execution, report, restore, runne
 from bayes_bench.errors import DataError, UnsupportedNetworkError, UsageError
 from bayes_bench.jobs import Job, Observer, Override, find_finished, plan
 from bayes_bench.measure import recompute_metrics
+from bayes_bench.networks import layer_names
 from bayes_bench.tasks import build_task
 
 WRITE_REPORT = report.write
@@ -165,13 +166,13 @@ def test_gram_matrices_equal_the_definition(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_layers_with_names_keep_them() -> None:
     named = nn.ModuleDict({"first": nn.Linear(1, 2), "block": nn.Sequential(nn.Conv2d(1, 1, 3))})
-    assert execution.layer_names(named) == {"first.weight": "first", "block.0.weight": "block.0"}
+    assert layer_names(named) == {"first.weight": "first", "block.0.weight": "block.0"}
     clash = nn.ModuleDict({"linear1": nn.Linear(1, 2), "0": nn.Linear(1, 2)})
-    assert len(set(execution.layer_names(clash).values())) == 2
+    assert len(set(layer_names(clash).values())) == 2
     both = nn.ModuleDict({"linear2": nn.Linear(1, 2), "0": nn.Linear(1, 2)})
-    assert execution.layer_names(both) == {"linear2.weight": "linear2.weight", "0.weight": "0.weight"}
+    assert layer_names(both) == {"linear2.weight": "linear2.weight", "0.weight": "0.weight"}
     bilinear = nn.Sequential(nn.Bilinear(1, 1, 1))
-    assert execution.layer_names(bilinear) == {"0.weight": "bilinear1"}
+    assert layer_names(bilinear) == {"0.weight": "bilinear1"}
 
 
 def test_a_fit_that_says_what_no_record_holds_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

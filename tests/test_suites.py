@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bayes_bench.errors import UsageError
-from bayes_bench.suite import CategoricalSpec, GaussianSpec, load_suite, shipped_suites
+from bayes_bench.jobs import expected_seconds, plan
+from bayes_bench.suite import CategoricalSpec, GaussianSpec, QuickSpec, load_suite, shipped_suites
 from bayes_bench.tasks import build_task
 
 SHIPPED = ("cubic", "digits", "digits-mlp", "gap", "mnist-5000")
@@ -53,6 +54,57 @@ def test_shipped_suite(name: str) -> None:
         assert task.likelihood.noise_std == 3.0
         assert task.curve is not None
         assert (task.curve.low, task.curve.high) == (-6, 6)
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_every_shipped_suite_has_a_quick_variant_of_minutes(name: str) -> None:
+    full = load_suite(name)
+    quick = full.quick_variant()
+    assert (quick.name, quick.quick) == (f"{name}-quick", None)
+    jobs = plan([quick])
+    assert {job.suite for job in jobs} == {quick.name}
+    assert sum(expected_seconds(job) or 1e9 for job in jobs) < 600
+    first = full.tasks[0]
+    assert jobs[0].task.budget == first.budget  # the report says what share of it was spent
+    assert jobs[0].budget < first.budget
+    assert quick.methods == full.methods
+
+
+def test_a_quick_variant_of_fewer_examples_has_no_reference() -> None:
+    suite = load_suite("cubic").model_copy(update={"quick": QuickSpec(budget_scale=0.5, examples=10)})
+    (task,) = suite.quick_variant().tasks
+    assert (task.examples, task.reference) == (10, None)
+
+
+def test_a_suite_without_a_quick_variant_says_so() -> None:
+    suite = load_suite("cubic").model_copy(update={"quick": None})
+    with pytest.raises(UsageError, match=r"the suite 'cubic' has no quick variant; give it a table \[quick\]"):
+        suite.quick_variant()
+
+
+def test_factors_on_the_budget_multiply() -> None:
+    suite = load_suite("cubic").model_copy(update={"budget_scale": 0.5})
+    assert {job.budget for job in plan([suite], budget_scale=0.1)} == {5_000}
+
+
+@pytest.mark.parametrize(
+    ("metric", "sentence"),
+    [
+        ("accurracy", "task 'mine': published: unknown metric 'accurracy', did you mean 'accuracy'?"),
+        ("ood_auroc/near", "published: metric 'ood_auroc/near': unknown out-of-distribution set 'near'"),
+        ("rmse", "published: unknown metric 'rmse'"),  # a regression's
+    ],
+)
+def test_a_published_number_of_an_unknown_metric_is_refused(tmp_path: Path, metric: str, sentence: str) -> None:
+    file = write_user_suite(tmp_path)
+    claim = '[[tasks.published]]\nmethod = "map"\nmetric = "{}"\nvalue = 0.9\nsource = "A"\n'
+    for known in ("accuracy@100", "nll", "ood_auroc/far", "weight_diversity/conv1"):
+        file.write_text(CSV_SUITE + claim.format(known))
+        assert load_suite(str(file)).tasks[0].published[0].metric == known
+    file.write_text(CSV_SUITE + claim.format(metric))
+    with pytest.raises(UsageError) as caught:
+        load_suite(str(file))
+    assert sentence in str(caught.value)
 
 
 def test_reported_and_tuning_letters_are_disjoint() -> None:

@@ -183,6 +183,20 @@ def test_checksum_follows_every_array(tmp_path: Path) -> None:
     assert checksum(renamed) not in seen
 
 
+def test_fewer_examples_are_always_the_same_ones_and_other_data(digits: Task) -> None:
+    fewer = build_task(digits.spec.model_copy(update={"examples": 50}))
+    again = build_task(digits.spec.model_copy(update={"examples": 50}))
+    assert fewer.checksum == again.checksum != digits.checksum
+    assert len(fewer.fit_data.train) == len(digits.fit_data.train)
+    assert fewer.fit_data.validation is not None
+    parts = [fewer.test.x, fewer.fit_data.validation.x, *fewer.ood.values(), *fewer.validation_ood.values()]
+    assert [len(part) for part in parts] == [50] * len(parts)
+    rows = {row.numpy().tobytes() for row in digits.test.x}
+    assert all(row.numpy().tobytes() in rows for row in fewer.test.x)
+    assert "test: a fixed random 50 of the 797 examples" in fewer.notes
+    assert build_task(digits.spec.model_copy(update={"examples": 5000})).checksum == digits.checksum
+
+
 def test_checksum_of_the_shipped_tasks() -> None:
     """Pinned: results of other checksums are results on other data."""
     assert build_task(load_suite("cubic").tasks[0]).checksum[:16] == "6efe8730aaf3ed86"

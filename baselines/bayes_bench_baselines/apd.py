@@ -161,7 +161,8 @@ class APD(WeightPosterior):
         for name, weights in draws.items():
             weights = self.complete(weights)
             scores = self.validation_scores(seen, weights)
-            loop.diagnose(**{f"{name}_{key.removeprefix('val_')}": value for key, value in scores.items()})
+            whole = {key.removeprefix("val_"): value for key, value in scores.items() if "/" not in key}
+            loop.diagnose(**{f"{name}_{key}": value for key, value in whole.items()})
             if self.likelihood.kind == "classification":
                 entropy = self.predict(seen.validation.x, weights).entropy  # type: ignore[union-attr]
                 loop.diagnose(**{f"{name}_entropy": float(entropy.mean())})

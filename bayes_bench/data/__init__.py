@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from bayes_bench.data import cifar, csv_file, cubic, digits, distorted, image_folder, letters, mnist, notmnist, npz
-from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split
+from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream
 from bayes_bench.data.new_inputs import read_inputs
 from bayes_bench.errors import DataError, UsageError, unknown_name
 from bayes_bench.settings import Settings, explain
@@ -27,6 +27,7 @@ __all__ = [
     "Inputs",
     "Source",
     "Split",
+    "Stream",
     "check_spec",
     "check_task",
     "load_inputs",

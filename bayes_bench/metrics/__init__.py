@@ -19,7 +19,6 @@ from bayes_bench.metrics.base import JobPredictions, Metric, NotApplicableError,
 from bayes_bench.metrics.calibration import ece, ece_adaptive, fit_temperature, reliability
 from bayes_bench.metrics.classification import accuracy, brier, nll
 from bayes_bench.metrics.diversity import (
-    COLLAPSE_THRESHOLD,
     disagreement,
     mutual_information,
     norm_spread,
@@ -30,6 +29,7 @@ from bayes_bench.metrics.diversity import (
 from bayes_bench.metrics.ood import auroc, average_precision, fpr_at_tpr
 from bayes_bench.metrics.regression import coverage, crps, rmse
 from bayes_bench.settings import LARGEST_NUMBER
+from bayes_bench.suite import COLLAPSE_THRESHOLD
 
 __all__ = [
     "CATALOGUE",
@@ -41,6 +41,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "brier",
+    "collapse",
     "compute",
     "coverage",
     "crps",
@@ -121,11 +122,24 @@ def compute(
     return rows
 
 
+def collapse(
+    predictions: Mapping[str, NDArray[Any]], record: Mapping[str, Any], threshold: float | None = None
+) -> dict[str, Any] | None:
+    """By how much two networks differ away from the data (see ``bayes_bench.metrics.diversity.collapse``).
+
+    Args:
+        threshold: below which that is a collapse; default: the task's.
+    """
+    if threshold is None:
+        threshold = float((record.get("task_spec") or {}).get("collapse_threshold", COLLAPSE_THRESHOLD))
+    return diversity.collapse(JobPredictions(predictions, record), threshold)
+
+
 def alarms(
-    predictions: Mapping[str, NDArray[Any]], record: Mapping[str, Any], threshold: float = COLLAPSE_THRESHOLD
+    predictions: Mapping[str, NDArray[Any]], record: Mapping[str, Any], threshold: float | None = None
 ) -> list[str]:
     """Sentences about a collapsed posterior (see ``bayes_bench.metrics.diversity.alarms``); mostly none."""
-    return diversity.alarms(JobPredictions(predictions, record), threshold)
+    return diversity.alarms(collapse(predictions, record, threshold))
 
 
 def find(name: str, kind: str) -> Metric | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,9 @@ from bayes_bench.metrics.base import (
     normalise,
     summarise,
 )
+from bayes_bench.suite import COLLAPSE_THRESHOLD
 
 GROUP = "diversity"
-COLLAPSE_THRESHOLD = 0.01
-"""Mean total variation between two networks on out-of-distribution data below which a draw is collapsed."""
 
 
 def disagreement(labels: Ints, classes: int) -> Floats:
@@ -155,33 +156,42 @@ def _outside_variation(job: JobPredictions) -> float:
     return float(gaussian_total_variation(mean[:, outside], noise[:, outside]).mean())
 
 
-def alarms(job: JobPredictions, threshold: float = COLLAPSE_THRESHOLD) -> list[str]:
-    """Sentences about collapsed draws: several networks that give (almost) one prediction away from the data.
+def collapse(job: JobPredictions, threshold: float) -> dict[str, Any] | None:
+    """By how much two networks differ away from the data, and below what figure that is a collapse.
 
     Uses the reported out-of-distribution sets, where there are none the validation ones; for a regression
-    the part of its curve outside the data. Never for a method that draws one network.
+    the part of its curve outside the data.
+
+    Returns:
+        ``threshold``, ``networks`` and ``total_variation`` by set; None where there is nothing to say: for a method
+        that draws one network, or without such data.
     """
     if job.networks < 2:
-        return []
-    found: list[tuple[str, float]] = []
+        return None
+    found: dict[str, float] = {}
     if job.kind == "regression":
-        try:
-            found = [("the curve outside the data", _outside_variation(job))]
-        except NotApplicableError:
-            return []
+        with suppress(NotApplicableError):
+            found["the curve outside the data"] = _outside_variation(job)
     for kind in ("ood", "validation_ood") if job.kind == "classification" else ():
         for name in job.sets(kind):
-            try:
-                found.append((f"{name}", float(job.variation_of(f"{kind}/{name}").mean())))
-            except NotApplicableError:
-                continue
+            with suppress(NotApplicableError):
+                found[name] = float(job.variation_of(f"{kind}/{name}").mean())
         if found:
             break
+    return {"threshold": threshold, "networks": job.networks, "total_variation": found} if found else None
+
+
+def alarms(facts: Mapping[str, Any] | None) -> list[str]:
+    """Sentences about a collapsed draw, several networks that give (almost) one prediction away from the data.
+
+    Args:
+        facts: from ``collapse``.
+    """
     return [
-        f"collapse: {job.networks} networks were drawn, but on {where} two of them differ by a mean total "
-        f"variation of {value:.2g} (threshold {threshold:g})"
-        for where, value in found
-        if value < threshold
+        f"collapse: {facts['networks']} networks were drawn, but on {where} two of them differ by a mean total "
+        f"variation of {value:.2g} (threshold {facts['threshold']:g})"
+        for where, value in (facts["total_variation"].items() if facts else ())
+        if facts and value < facts["threshold"]
     ]
 
 
@@ -257,7 +267,7 @@ CATALOGUE = (
         GROUP,
         ("ood/<set>/log_probs",),
         f"mean over pairs of networks of ½ Σ_c |p_i − p_j| on an out-of-distribution set; below "
-        f"{COLLAPSE_THRESHOLD:g} is a collapse",
+        f"the task's threshold (default {COLLAPSE_THRESHOLD:g}) is a collapse",
         lambda job, name: float(job.variation_of(f"ood/{name}").mean()),
         over="ood",
     ),
@@ -268,7 +278,7 @@ CATALOGUE = (
         GROUP,
         ("curve/mean", "curve/noise_std"),
         f"mean over pairs of networks of the total variation between their Gaussians on the curve outside "
-        f"the data; below {COLLAPSE_THRESHOLD:g} is a collapse",
+        f"the data; below the task's threshold (default {COLLAPSE_THRESHOLD:g}) is a collapse",
         _outside_variation,
         kind="regression",
     ),

@@ -1,4 +1,4 @@
-"""From a run folder to ``results.csv``, ``summary.csv`` and ``report.html``. Imports no torch.
+"""From a run folder to its tables (``results.csv`` and others) and ``report.html``. Imports no torch.
 
 Everything shown comes from the stored records and predictions: the same folder gives the same files, at any
 time, on any machine, finished or not.
@@ -11,10 +11,12 @@ from pathlib import Path
 import pandas as pd
 
 from bayes_bench import store
-from bayes_bench.analysis import Run, load_run, results_frame, summary_frame, wide_frame
+from bayes_bench.analysis import Run, history_frame, load_run, published_frame, results_frame, summary_frame, wide_frame
 
 RESULTS = "results.csv"
 SUMMARY = "summary.csv"
+PUBLISHED = "published.csv"
+HISTORY = "history.csv"
 REPORT = "report.html"
 
 
@@ -36,15 +38,23 @@ def write(run_dir: Path | str) -> Path:
 
 
 def csv_tables(run: Run) -> dict[str, str]:
-    """The content of ``results.csv`` and ``summary.csv``, by name."""
+    """The content of ``results.csv`` and the other tables, by name."""
     results = results_frame(run.records)
-    return {RESULTS: csv(results), SUMMARY: csv(wide_frame(summary_frame(results)))}
+    return {
+        RESULTS: csv(results),
+        SUMMARY: csv(wide_frame(summary_frame(results))),
+        PUBLISHED: csv(published_frame(run.records)),
+        # What is drawn, not what is compared: fewer digits keep a file of many validations small.
+        HISTORY: csv(history_frame(run.records), "%.8g"),
+    }
 
 
-def csv(frame: pd.DataFrame) -> str:
+def csv(frame: pd.DataFrame, float_format: str | None = None) -> str:
     """CSV with full precision; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
 
     def guard(value: object) -> object:
         return store.spreadsheet_safe(" ".join(value.split("\n"))) if isinstance(value, str) else value
 
-    return str(frame.map(guard).rename(columns=guard).to_csv(index=False, lineterminator="\n"))
+    return str(
+        frame.map(guard).rename(columns=guard).to_csv(index=False, float_format=float_format, lineterminator="\n")
+    )

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from bayes_bench.analysis import CURVE_SIZES, Evidence, metric_value
@@ -32,6 +32,8 @@ INK, MUTED, GRID, SHADE, PAPER = "#1b1f24", "#5f6874", "#e2e5e9", "#eef0f3", "#f
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9", "#882255", "#6b6b6b")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖", "★")
+MOST_LAYERS = 6
+"""Layers with a panel of their own; of deeper networks the curves show all weights together."""
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
 # Sentinel colours of the drawings become variables of the page's style sheet, which knows a dark variant.
 VARIABLES = {
@@ -147,12 +149,14 @@ class Chart(ABC):
         return [method for method in self.look.methods if self.jobs.get(method)]
 
     def plot(self, panel: str | None = None) -> Figure:
-        """One panel, or all in a row with their names above."""
+        """One panel, or all with their names above, in rows of at most four."""
         names = self.panels() if panel is None else (panel,)
+        columns = min(4, max(1, len(names)))
+        rows = math.ceil(len(names) / columns)
         with mpl.rc_context(STYLE):
-            figure = Figure(figsize=(self.width * max(1, len(names)), self.height), layout="constrained")
+            figure = Figure(figsize=(self.width * columns, self.height * max(1, rows)), layout="constrained")
             for i, name in enumerate(names):
-                axes = figure.add_subplot(1, len(names), i + 1)
+                axes = figure.add_subplot(rows, columns, i + 1)
                 self.draw(name, axes)
                 if panel is None:
                     axes.set_title(name, fontsize=9, color=INK, loc="left", pad=14)
@@ -575,59 +579,97 @@ def _shade(axes: Axes, record: Mapping[str, Any]) -> None:
 
 
 class Training(Chart):
-    """What was logged while a method was trained."""
+    """What was logged while a method was trained: small multiples over the budget spent."""
 
     title = "During training"
     caption = (
-        "What training logged against the budget spent; thick: mean over seeds, as far as all of them go, thin: "
-        "single seeds. Falling disagreement is networks becoming alike."
+        "On validation data, with the networks that a fit draws there, against gradient evaluations. Line: mean over "
+        "seeds, band: ± standard deviation, as far as all seeds go; dotted: single seeds that go on after others have "
+        "stopped early. Accuracy, NLL and RMSE are scaled to what comes after the first quarter. Falling disagreement "
+        "is networks becoming alike; norm spread (std / mean of the weights' norms) alone says little about that."
     )
-    width = 3.4
-    height = 2.4
+    width = 2.6
+    height = 2.1
     _names: ClassVar[Mapping[str, str]] = {
-        "Validation NLL, nats": "val_nll",
-        "Disagreement of networks": "disagreement",
+        "Accuracy, %": "val_accuracy",
+        "RMSE, standardised": "val_rmse",
+        "NLL, nats": "val_nll",
+        "Disagreement, %": "disagreement",
+        "Mutual information, nats": "mutual_information",
+        "Epistemic std, standardised": "epistemic_std",
+        "Discriminator's accuracy, %": "discriminator_accuracy",
     }
+    _layer = "Norm spread: "
+    _of_quality: ClassVar[frozenset[str]] = frozenset({"Accuracy, %", "RMSE, standardised", "NLL, nats"})
+    _of_several: ClassVar[frozenset[str]] = frozenset({"disagreement", "mutual_information", "epistemic_std"})
 
     def panels(self) -> tuple[str, ...]:
-        return tuple(panel for panel in self._names if any(self._series(panel, m) for m in self.methods()))
+        logged = dict.fromkeys(
+            name for jobs in self.jobs.values() for job in jobs for row in _history(job) for name in row
+        )
+        layers = [f"{self._layer}{name.partition('/')[2]}" for name in logged if name.startswith("weight_spread/")]
+        if len(layers) > MOST_LAYERS:
+            layers = [f"{self._layer}all"]
+        return tuple(panel for panel in (*self._names, *layers) if any(self._series(panel, m) for m in self.methods()))
 
     def draw(self, panel: str, axes: Axes) -> None:
-        for method in self.methods():
+        everything: list[tuple[Floats, Floats]] = []
+        for i, method in enumerate(self.methods()):
             series = self._series(panel, method)
+            if not series:
+                continue
+            everything += series
             style = self.look.line(method)
+            grid, mean, std = _over_seeds(series)
+            axes.fill_between(grid, mean - std, mean + std, color=self.look.colour(method), alpha=0.15, linewidth=0)
+            axes.plot(grid, mean, markevery=(4 * i % 15, 15), **style | {"linewidth": 1.5, "markersize": 3.5})
             for x, y in series:
-                axes.plot(x, y, **style | {"linewidth": 0.7, "alpha": 0.5, "marker": ""})
-            if series:
-                grid, mean = _mean_series(series)
-                axes.plot(grid, mean, markevery=0.2, **style)
+                after = x >= grid[-1]
+                if after.sum() > 1:
+                    axes.plot(x[after], y[after], **style | {"linestyle": ":", "linewidth": 0.9, "marker": ""})
         axes.set_xlabel("gradient evaluations")
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(_short)
-        if panel.startswith("Disagreement"):
-            axes.set_ylim(bottom=0)
+        axes.set_xlim(0, max(float(x[-1]) for x, _ in everything))
+        quality = panel in self._of_quality
+        low, high = _settled(everything) if quality else _range([y for _, y in everything])
+        if panel == "NLL, nats" and 0 < 5 * low < high:
+            axes.set_yscale("log")
+            axes.set_ylim(low / 1.15, high * 1.15)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            return
+        pad = 0.06 * (high - low) or 0.01
+        if panel.startswith("Discriminator"):
+            axes.axhline(50, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))  # it cannot tell codes apart
+            axes.set_ylim(min(low, 45), max(high, 55))
+        else:
+            axes.set_ylim(low - pad if quality else 0, high + pad)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
 
     def frame(self) -> pd.DataFrame:
         parts = []
         for panel in self.panels():
             for method in self.methods():
                 if series := self._series(panel, method):
-                    grid, mean = _mean_series(series, 11)
-                    parts.append(
-                        pd.DataFrame({"logged": panel, "method": method, "evaluations": grid.round(), "mean": mean})
-                    )
+                    grid, mean, std = _over_seeds(series, 11)
+                    columns = {"logged": panel, "method": method, "evaluations": grid.round(), "mean": mean, "std": std}
+                    parts.append(pd.DataFrame(columns).assign(seeds=len(series)))
         return pd.concat(parts) if parts else pd.DataFrame()
 
     def _series(self, panel: str, method: str) -> list[tuple[Floats, Floats]]:
+        layer = panel.removeprefix(self._layer)
+        name = self._names.get(panel) or ("weight_spread" if layer == "all" else f"weight_spread/{layer}")
+        scale = 100.0 if panel.endswith("%") else 1.0
         found = []
         for job in self.jobs[method]:
-            if panel.startswith("Disagreement") and (job.record.get("networks") or 0) < 2:
+            if name in self._of_several and (job.record.get("networks") or 0) < 2:
                 continue
-            history = (job.record.get("fit") or {}).get("history") or ()
             rows = [
-                (row["evaluations"], row[self._names[panel]])
-                for row in history
-                if row.get(self._names[panel]) is not None and row.get("evaluations") is not None
+                (row["evaluations"], scale * row[name])
+                for row in _history(job)
+                if row.get(name) is not None and row.get("evaluations") is not None
             ]
             if len(rows) > 1:
                 x, y = np.array(rows, dtype=np.float64).T
@@ -635,10 +677,23 @@ class Training(Chart):
         return found
 
 
-def _mean_series(series: Sequence[tuple[Floats, Floats]], points: int = 61) -> tuple[Floats, Floats]:
-    """Mean over seeds on a common grid, as far as all of them go."""
+def _history(job: Evidence) -> Sequence[Mapping[str, Any]]:
+    return (job.record.get("fit") or {}).get("history") or ()
+
+
+def _over_seeds(series: Sequence[tuple[Floats, Floats]], points: int = 61) -> tuple[Floats, Floats, Floats]:
+    """Mean and standard deviation over seeds (0 for one) on a common grid, as far as all of them go."""
     grid = np.linspace(max(x[0] for x, _ in series), min(x[-1] for x, _ in series), points)
-    return grid, np.mean([np.interp(grid, x, y) for x, y in series], axis=0)
+    values = np.stack([np.interp(grid, x, y) for x, y in series])
+    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(points)
+    return grid, values.mean(axis=0), spread
+
+
+def _settled(series: Sequence[tuple[Floats, Floats]]) -> tuple[float, float]:
+    """Lowest and highest value after the first quarter of the budget, where fits begin anywhere."""
+    start = 0.25 * max(float(x[-1]) for x, _ in series)
+    after = [y[x >= start] for x, y in series]
+    return _range([y for y in after if y.size] or [y for _, y in series])
 
 
 class QualityCost(Chart):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -20,18 +20,20 @@ from bayes_bench.analysis import (
     REPLICATES,
     Evidence,
     Run,
+    alarms,
+    by_seeds,
     comparison_of,
     display_labels,
     display_tasks,
     evidence,
     mean_ranks,
+    ranges,
     results_frame,
     variant_of,
 )
 from bayes_bench.errors import BayesBenchError, printable
-from bayes_bench.metrics import COLLAPSE_THRESHOLD
 from bayes_bench.report.charts import CHARTS, COLOURS, Chart, Look
-from bayes_bench.report.tables import Comparison, headlines, listed, number, plain_table, tables_for
+from bayes_bench.report.tables import Comparison, claims_of, headlines, listed, number, plain_table, tables_for
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,13 @@ def _context(book: Book) -> dict[str, Any]:
         "facts": _facts(book, failed, missing),
         "look": book.look,
         "comparisons": [_section(book, comparison) for comparison in book.comparisons],
-        "failed": _by_seeds(
+        "failed": by_seeds(
             (tasks[comparison_of(r)], labels[variant_of(r)], r["seed"], str(r.get("error") or "no reason recorded"))
             for r in failed
         ),
         "missing": missing,
         "problems": book.problems,
-        "alarms": _alarms(book),
+        "alarms": alarms(records),
         "ranks": ranks[0].to_dict("records"),
         "no_ranks": no_ranks,
         "settings": _settings(book),
@@ -141,7 +143,8 @@ def _context(book: Book) -> dict[str, Any]:
         "level": round(100 * LEVEL),
         "replicates": number(REPLICATES, 0),
         "min_seeds": MIN_SEEDS_TO_RANK,
-        "threshold": COLLAPSE_THRESHOLD,
+        "thresholds": sorted({record["collapse"]["threshold"] for record in records if record.get("collapse")}),
+        "claimed": any(claims_of(comparison) for comparison in book.comparisons),
         "referenced": any(comparison.reference for comparison in book.comparisons),
         "colours": range(len(COLOURS)),
     }
@@ -154,13 +157,24 @@ def _facts(book: Book, failed: Sequence[Any], missing: Sequence[str]) -> list[st
     if records:
         facts.append(_count(len(book.look.methods), "method"))
         facts.append(_count(len(book.comparisons), "task"))
-        facts.append(f"{_count(len(seeds), 'seed')} ({_ranges(seeds)})")
+        facts.append(f"{_count(len(seeds), 'seed')} ({ranges(seeds)})")
+        facts += _budgets(book)
     done = len(records) - len(failed)
     planned = len(records) + len(missing)
     facts.append(f"{done} of {_count(planned, 'job')} finished")
     if dates := sorted(str(record["finished"])[:10] for record in records if record.get("finished")):
         facts.append(dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}")
     return facts
+
+
+def _budgets(book: Book) -> list[str]:
+    """Where a task did not have its suite's budget: a reader must know that before any number."""
+    shares = {comparison.name: comparison.share for comparison in book.comparisons}
+    if not any(shares.values()):
+        return []
+    if len(set(shares.values())) == 1:
+        return [f"{next(iter(shares.values()))} the suite's budget"]
+    return [f"{name}: {share} the suite's budget" for name, share in shares.items() if share]
 
 
 def _section(book: Book, comparison: Comparison) -> dict[str, Any]:
@@ -190,7 +204,9 @@ def _section(book: Book, comparison: Comparison) -> dict[str, Any]:
         "anchor": comparison.anchor,
         "title": record.get("task_title") or "",
         "headlines": headlines(comparison),
-        "facts": _task_facts(record),
+        "share": comparison.share,
+        "claims": claims_of(comparison),
+        "facts": _task_facts(record, comparison.share),
         "notes": [
             *(data.get("notes") or ()),
             *(f"{name} is missing: {why}" for name, why in (data.get("missing_ood") or {}).items()),
@@ -201,7 +217,7 @@ def _section(book: Book, comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _task_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _task_facts(record: Mapping[str, Any], share: str) -> list[tuple[str, str]]:
     data, network = record.get("data") or {}, record.get("network") or {}
     facts: list[tuple[str, str]] = []
     if data:
@@ -233,29 +249,9 @@ def _task_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if record.get("prior"):
         facts.append(("Prior", "Gaussian, " + ", ".join(f"{k} {_setting(v)}" for k, v in record["prior"].items())))
     if (record.get("budget") or {}).get("total"):
-        facts.append(("Budget", f"{number(record['budget']['total'], 0)} gradient evaluations per job"))
+        text = f"{number(record['budget']['total'], 0)} gradient evaluations per job"
+        facts.append(("Budget", f"{text}: {share} the suite's" if share else text))
     return facts
-
-
-def _alarms(book: Book) -> list[tuple[str, str]]:
-    return _by_seeds(
-        (comparison.name, method, record["seed"], str(alarm))
-        for comparison in book.comparisons
-        for method, records in comparison.records.items()
-        for record in records
-        for alarm in record.get("alarms") or ()
-    )
-
-
-def _by_seeds(events: Iterable[tuple[str, str, int, str]]) -> list[tuple[str, str]]:
-    """(task, method, seed, sentence) → where and sentence, the same sentence of several seeds once."""
-    found: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for task, method, seed, sentence in events:
-        found[task, method, sentence].append(seed)
-    return [
-        (f"{task}, {method}, seed{'s' if len(seeds) > 1 else ''} {_ranges(seeds)}", sentence)
-        for (task, method, sentence), seeds in found.items()
-    ]
 
 
 def _settings(book: Book) -> list[dict[str, Any]]:
@@ -344,17 +340,6 @@ def _mixed_code(book: Book) -> list[str]:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """``0–2, 5``."""
-    runs: list[list[int]] = []
-    for n in sorted(set(numbers)):
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
 
 
 def without_figures(html: str) -> str:

@@ -14,9 +14,22 @@ import numpy as np
 import pandas as pd
 
 from bayes_bench import metrics
-from bayes_bench.analysis import Evidence, Marks, mark_best, statistic
+from bayes_bench.analysis import Evidence, Marks, budget_share, mark_best, published_frame, statistic
 
 NOTES = "abcdefghijklmnopqrstuvwxyz"
+SHARES = {
+    "three quarters": 3 / 4,
+    "two thirds": 2 / 3,
+    "half": 1 / 2,
+    "a third": 1 / 3,
+    "a quarter": 1 / 4,
+    "a fifth": 1 / 5,
+    "an eighth": 1 / 8,
+    "a tenth": 1 / 10,
+    "a twentieth": 1 / 20,
+    "a hundredth": 1 / 100,
+    "a thousandth": 1 / 1000,
+}
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,11 @@ class Comparison:
     @property
     def kind(self) -> str:
         return str(self.any_record.get("kind") or "classification")
+
+    @property
+    def share(self) -> str:
+        """The budget in words of the suite's full one, empty where it is that."""
+        return share_in_words(budget_share(self.any_record))
 
     @property
     def ood_sets(self) -> list[str]:
@@ -257,6 +275,18 @@ def signed(value: float, decimals: int) -> str:
     """With a sign, whichever it is."""
     text = number(value, decimals)
     return text if text.startswith("−") or value == 0 else f"+{text}"
+
+
+def share_in_words(share: float | None) -> str:
+    """``a quarter of``, ``37 % of``, ``twice``, ``4 times``; empty for all of it, and where it is not known."""
+    if share is None or math.isclose(share, 1, rel_tol=1e-3):
+        return ""
+    for words, value in SHARES.items():
+        if math.isclose(share, value, rel_tol=1e-3):
+            return f"{words} of"
+    if share > 1:
+        return "twice" if math.isclose(share, 2, rel_tol=1e-3) else f"{share:.3g} times"
+    return f"{100 * share:.2g} % of"
 
 
 def plain_table(frame: pd.DataFrame) -> dict[str, Any]:
@@ -417,7 +447,10 @@ def _function_table(comparison: Comparison) -> Table | None:
     ]
     columns += [Column(f"total_variation/{name}", name, group="Total variation") for name in comparison.ood_sets]
     columns += [Column("total_variation/outside", "outside the data", group="Total variation")]
+    threshold = (comparison.any_record.get("collapse") or {}).get("threshold")
     remarks = ["No diversity is a target: nothing is marked."]
+    if threshold is not None:
+        remarks.append(f"A total variation below {threshold:g} raises the collapse alarm.")
     if comparison.kind == "classification":
         remarks.insert(0, "Mutual information is at most ln S for S networks: compare it at equal S.")
     return build(comparison, "Diversity of predictions", columns, remarks)
@@ -514,8 +547,9 @@ def _cost_table(comparison: Comparison) -> Table | None:
     budget = (comparison.any_record.get("budget") or {}).get("total")
     remarks = ["One gradient evaluation is one network on one example, forward and backward; forward alone is a third."]
     if budget:
+        share = f", {comparison.share} the suite's" if comparison.share else ""
         remarks.insert(
-            0, f"Every method had a budget of {number(budget, 0)} evaluations; early stopping leaves a rest."
+            0, f"Every method had a budget of {number(budget, 0)} evaluations{share}; early stopping leaves a rest."
         )
     return build(
         comparison,
@@ -529,6 +563,59 @@ def _cost_table(comparison: Comparison) -> Table | None:
             Column("peak_memory_mb", "peak memory, MB", 0, fixed=True, marked=False, group="Size"),
         ],
         remarks,
+    )
+
+
+# Published numbers ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published number and ours, as tables show them; ``ours`` is ``–`` where the method was not run."""
+
+    task: str
+    method: str
+    metric: str
+    ours: str
+    spread: str
+    seeds: str
+    published: str
+    difference: str
+    source: str
+    note: str
+
+    @property
+    def measured(self) -> str:
+        """Ours with its spread, in one cell."""
+        return f"{self.ours} {self.spread}".rstrip()
+
+
+def claims(frame: pd.DataFrame) -> list[Claim]:
+    """The rows of ``analysis.published_frame`` in print; fractions are in percent."""
+    return [_claim(row) for row in frame.to_dict("records")]
+
+
+def claims_of(comparison: Comparison) -> list[Claim]:
+    """Those of one comparison."""
+    return claims(published_frame([record for records in comparison.records.values() for record in records]))
+
+
+def _claim(row: Mapping[Any, Any]) -> Claim:
+    percent = row["unit"] == "fraction"
+    scale, unit = (100.0, ", %") if percent else (1.0, f", {row['unit']}" if row["unit"] else "")
+    decimals = 2 if percent else max(2, decimals_for(abs(row["published"]), 3))
+    measured = row["seeds"] > 0
+    return Claim(
+        task=str(row["task"]),
+        method=str(row["method"]),
+        metric=f"{row['metric']}{unit}",
+        ours=number(row["mean"] * scale, decimals) if measured else "–",
+        spread=f"± {number(row['std'] * scale, decimals)}" if row["seeds"] > 1 else "",
+        seeds=str(row["seeds"]) if measured else "–",
+        published=number(row["published"] * scale, decimals),
+        difference=signed(row["difference"] * scale, decimals) if measured else "–",
+        source=str(row["source"]),
+        note=str(row["note"]),
     )
 
 
