@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from bayes_bench import data
 from bayes_bench.errors import DataError, UsageError
-from bayes_bench.examples import Examples, FitData
+from bayes_bench.examples import Examples, FitData, StoredInputs
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
 from bayes_bench.prior import GaussianPrior
 from bayes_bench.suite import CurveSpec, GaussianSpec, HeteroscedasticSpec, OODSpec, TaskSpec
@@ -34,8 +35,17 @@ class Standardiser:
     y_std: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def inputs(self, x: np.ndarray) -> Tensor:
-        """Raw inputs ``[N, ...]`` as the network sees them, float32."""
-        return _tensor((np.asarray(x, dtype=np.float64) - self.x_mean) / self.x_std)
+        """Raw inputs ``[N, ...]`` as the network sees them, float32; in blocks, as double precision takes twice that."""
+        done = np.empty(x.shape, dtype=np.float32)
+        start = 0
+        for block in data.blocks(x):
+            done[start : start + len(block)] = (np.asarray(block, dtype=np.float64) - self.x_mean) / self.x_std
+            start += len(block)
+        return torch.from_numpy(done)
+
+    def stored_inputs(self, rows: data.StoredRows) -> StoredInputs:
+        """Raw inputs in a file as what the network sees of them: the same numbers as those of ``inputs``."""
+        return StoredInputs(torch.Size(rows.shape), partial(_read, rows, self))
 
     def targets(self, y: np.ndarray) -> Tensor:
         """Class indices as they are (int64 ``[N]``); regression targets ``[N, D]`` standardised, float32."""
@@ -103,7 +113,7 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
     raw_ood = _out_of_distribution(spec.ood, root, split, notes, missing)
     raw_validation_ood = _out_of_distribution(spec.validation_ood, root, split, notes, missing)
     likelihood, standardiser = _likelihood(spec, split)
-    arrays = {
+    arrays: dict[str, np.ndarray | data.StoredRows] = {
         f"{part}/{name}": values
         for part, examples in (("train", split.train), ("validation", split.validation), ("test", split.test))
         for name, values in (("x", examples.x), ("y", examples.y))
@@ -112,7 +122,9 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
     arrays |= {f"validation_ood/{name}": x for name, x in raw_validation_ood.items()}
 
     def examples(part: data.Arrays) -> Examples:
-        return Examples(standardiser.inputs(part.x), standardiser.targets(part.y))
+        stored = isinstance(part.x, data.StoredRows)
+        x = standardiser.stored_inputs(part.x) if stored else standardiser.inputs(part.x)
+        return Examples(x, standardiser.targets(part.y))
 
     from bayes_bench.networks import build_network
 
@@ -177,11 +189,20 @@ def _likelihood(spec: TaskSpec, split: data.Split) -> tuple[Likelihood, Standard
     return Gaussian(noise / float(y_std[0]), dimensions), Standardiser(x_mean, x_std, y_mean, y_std)
 
 
-def _input_units(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _input_units(x: np.ndarray | data.StoredRows) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel ``[C, 1, 1]``, per feature ``[F]``, or of all values ``[]``."""
     axes = {4: (0, 2, 3), 2: (0,)}.get(x.ndim)
-    mean = x.mean(axis=axes, dtype=np.float64)
-    std = _positive(x.std(axis=axes, dtype=np.float64))
+    values = len(x) * math.prod(x.shape[1:]) / (x.shape[1] if axes else 1)
+
+    def total(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return sum((np.sum(of(block), axis=axes, dtype=np.float64) for block in data.blocks(x)), np.float64(0))
+
+    def spread(block: np.ndarray) -> np.ndarray:
+        apart = block - (mean[:, None, None] if x.ndim == 4 else mean)
+        return np.multiply(apart, apart, out=apart)
+
+    mean = total(np.asarray) / values
+    std = _positive(np.sqrt(total(spread) / values))
     return (mean[:, None, None], std[:, None, None]) if x.ndim == 4 else (np.asarray(mean), std)
 
 
@@ -199,13 +220,14 @@ def _curve(curve: CurveSpec, split: data.Split, standardiser: Standardiser) -> T
     return standardiser.inputs(np.linspace(curve.low, curve.high, curve.points)[:, None])
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+def _checksum(arrays: Mapping[str, np.ndarray | data.StoredRows]) -> str:
     """SHA-256 over the names, types, shapes and values of all raw arrays."""
     digest = hashlib.sha256()
-    for name in sorted(arrays):
-        values = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {values.dtype.newbyteorder('<').str} {values.shape}\n".encode())
-        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+    for name, values in sorted(arrays.items()):
+        little = values.dtype.newbyteorder("<")
+        digest.update(f"{name} {little.str} {values.shape}\n".encode())
+        for block in data.blocks(values):
+            digest.update(np.ascontiguousarray(block, dtype=little).data)
     return digest.hexdigest()
 
 
@@ -224,6 +246,10 @@ def _check_network(task: Task) -> None:
         raise UsageError(
             f"the network gives {given} for {wanted[0]} inputs, but {task.likelihood!r} needs {list(wanted)}"
         )
+
+
+def _read(rows: data.StoredRows, units: Standardiser, numbers: np.ndarray) -> Tensor:
+    return units.inputs(rows[numbers])
 
 
 def _tensor(values: np.ndarray) -> Tensor:
