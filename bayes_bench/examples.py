@@ -1,4 +1,4 @@
-"""Labelled examples: what methods train on. Imported by every method; imports nothing of ours but errors."""
+"""Labelled examples: what methods train on. Imported by every method."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayes_bench.augmentation import Augmentation
 from bayes_bench.errors import DataError
 
 BLOCK = 2**22
@@ -28,8 +29,7 @@ class StoredInputs:
 
     shape: torch.Size
     read: Callable[[np.ndarray], Tensor]
-    device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -42,12 +42,14 @@ class StoredInputs:
         return found.reshape(*rows.shape, *self.shape[1:])
 
     def to(self, device: torch.device | str) -> StoredInputs:
-        return replace(self, device=torch.device(device))
+        return replace(self, device=device)
 
 
 @dataclass(frozen=True)
 class Examples:
     """Inputs ``x [N, ...]`` and targets ``y``: class indices ``[N]`` (int64) or values ``[N, D]`` (float).
+
+    ``augment`` changes the images of every minibatch at random; ``x`` itself stays as it is.
 
     Training inputs may be ``StoredInputs``. ``minibatches`` and ``blocks`` serve a method with either; one that needs
     all inputs at once says so in ``_check_fit``, where ``in_memory`` is false.
@@ -55,12 +57,15 @@ class Examples:
 
     x: Tensor | StoredInputs
     y: Tensor
+    augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
             raise DataError(f"{len(self.x)} inputs but {len(self.y)} targets; give one target per input")
         if len(self.x) == 0:
             raise DataError("no examples; give at least one")
+        if self.augment is not None:
+            self.augment.check(tuple(self.x.shape[1:]))
         # What is stored was looked at by its source; in blocks, as a mask of all of them would be large.
         if self.in_memory and not all(torch.isfinite(x).all() for x, _ in self.blocks()):
             raise DataError("the inputs contain NaN or infinity; remove or impute these values first")
@@ -71,7 +76,7 @@ class Examples:
         return len(self.x)
 
     def to(self, device: torch.device | str) -> Examples:
-        return Examples(self.x.to(device), self.y.to(device))
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
 
     @property
     def in_memory(self) -> bool:
@@ -127,7 +132,10 @@ class Minibatches(Iterator[tuple[Tensor, Tensor]]):
         self._queue = self._queue[:, self._batch_size :]
         if self._networks is None:
             index = index[0]
-        return self._examples.x[index], self._examples.y[index]
+        x, y = self._examples.x[index], self._examples.y[index]
+        if self._examples.augment is not None:
+            x = self._examples.augment(x, self._rng)
+        return x, y
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"queue": self._queue}

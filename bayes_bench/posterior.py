@@ -224,7 +224,8 @@ class WeightPosterior(ABC):
             "prior": repr(self.prior),
             "memory limit": self.memory_limit,
             "initial weights": _digest(self.initial.values()),
-            "data": _digest(tensor for part in parts for tensor in (part.x, part.y)),
+            "data": _digest(tensor for part in parts for block in part.blocks() for tensor in block),
+            "augmentation": repr(data.train.augment),
         }
 
     def _run_fit(
@@ -523,15 +524,16 @@ class WeightPosterior(ABC):
         """Scores of a draw on the validation examples (or none): for early stopping and the log of a fit.
 
         ``val_nll`` is the NLL of the mixture; ``disagreement`` the mean over pairs of networks of the share of
-        examples they classify differently; ``epistemic_std`` its counterpart for regression; ``weight_spread``
-        the std/mean of the L2 norms of the whole weight vectors.
+        examples they classify differently, ``disagreement_normalised`` the same divided by the error of one network;
+        ``epistemic_std`` their counterpart for regression; ``weight_spread`` the std/mean of the L2 norms of the whole
+        weight vectors.
         """
         own = [w.reshape(len(w), -1).norm(dim=1) for name, w in weights.items() if not name.startswith(RESERVED)]
         norms = torch.stack(own).norm(dim=0)
         scores = {"weight_spread": float(norms.std(correction=0) / norms.mean())} if len(norms) > 1 else {}
         if data.validation is None:
             return scores
-        x, y = data.validation.x, data.validation.y
+        x, y = data.validation.inputs(), data.validation.y
         outputs = self.stacked(weights, x)
         scores["val_nll"] = float(log_mixture_nll(self.likelihood.nll(outputs, y, weights)).mean())
         predicted = self.likelihood.predict(outputs, weights)
@@ -543,6 +545,9 @@ class WeightPosterior(ABC):
                 counts = votes.sum(0).double()
                 agreeing = (counts * (counts - 1)).sum(-1) / (summary.networks * (summary.networks - 1))
                 scores["disagreement"] = float(1 - agreeing.mean())
+                errors = float((predicted["log_probs"].argmax(-1) != y).double().mean())
+                if errors > 0:
+                    scores["disagreement_normalised"] = scores["disagreement"] / errors
         else:
             values = summarise_values(**predicted)
             scores["val_rmse"] = float(((values.mean - y) ** 2).mean().sqrt())

@@ -123,7 +123,7 @@ class CurveSpec(Settings):
 
 
 class AugmentationSpec(Settings):
-    """Random changes of training images, drawn anew whenever one is used. Validation and test images stay as they are."""
+    """Random changes of training images, drawn anew whenever one is used; other images stay as they are."""
 
     shift: int = setting(
         0,

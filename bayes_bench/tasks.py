@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_bench import data
+from bayes_bench.augmentation import Augmentation
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.examples import Examples, FitData, StoredInputs
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
@@ -35,7 +36,7 @@ class Standardiser:
     y_std: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def inputs(self, x: np.ndarray) -> Tensor:
-        """Raw inputs ``[N, ...]`` as the network sees them, float32; in blocks, as double precision takes twice that."""
+        """Raw inputs ``[N, ...]`` as the network sees them, float32; made in blocks, as float64 takes twice that."""
         done = np.empty(x.shape, dtype=np.float32)
         start = 0
         for block in data.blocks(x):
@@ -43,9 +44,11 @@ class Standardiser:
             start += len(block)
         return torch.from_numpy(done)
 
-    def stored_inputs(self, rows: data.StoredRows) -> StoredInputs:
-        """Raw inputs in a file as what the network sees of them: the same numbers as those of ``inputs``."""
-        return StoredInputs(torch.Size(rows.shape), partial(_read, rows, self))
+    def inputs_of(self, part: data.Arrays) -> Tensor | StoredInputs:
+        """``inputs`` of a part of a split; what is in a file stays there, and the same is made of every row."""
+        if isinstance(part.x, data.StoredRows):
+            return StoredInputs(torch.Size(part.x.shape), partial(_read, part.x, self))
+        return self.inputs(part.x)
 
     def targets(self, y: np.ndarray) -> Tensor:
         """Class indices as they are (int64 ``[N]``); regression targets ``[N, D]`` standardised, float32."""
@@ -121,17 +124,17 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
     arrays |= {f"ood/{name}": x for name, x in raw_ood.items()}
     arrays |= {f"validation_ood/{name}": x for name, x in raw_validation_ood.items()}
 
-    def examples(part: data.Arrays) -> Examples:
-        stored = isinstance(part.x, data.StoredRows)
-        x = standardiser.stored_inputs(part.x) if stored else standardiser.inputs(part.x)
-        return Examples(x, standardiser.targets(part.y))
+    augment = Augmentation(spec.augmentation.shift, spec.augmentation.flip) if spec.augmentation else None
+
+    def examples(part: data.Arrays, augment: Augmentation | None = None) -> Examples:
+        return Examples(standardiser.inputs_of(part), standardiser.targets(part.y), augment)
 
     from bayes_bench.networks import build_network
 
     make = partial(build_network, spec.network, split.input_shape, likelihood.output_width, allow_code=allow_code)
     task = Task(
         spec=spec,
-        fit_data=FitData(examples(split.train), examples(split.validation)),
+        fit_data=FitData(examples(split.train, augment), examples(split.validation)),
         test=examples(split.test),
         build_network=make,
         likelihood=likelihood,
@@ -195,11 +198,13 @@ def _input_units(x: np.ndarray | data.StoredRows) -> tuple[np.ndarray, np.ndarra
     values = len(x) * math.prod(x.shape[1:]) / (x.shape[1] if axes else 1)
 
     def total(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        return sum((np.sum(of(block), axis=axes, dtype=np.float64) for block in data.blocks(x)), np.float64(0))
+        sums = [np.sum(of(block), axis=axes, dtype=np.float64) for block in data.blocks(x)]
+        return np.stack(sums).sum(0)  # type: ignore[no-any-return]
 
     def spread(block: np.ndarray) -> np.ndarray:
         apart = block - (mean[:, None, None] if x.ndim == 4 else mean)
-        return np.multiply(apart, apart, out=apart)
+        squares: np.ndarray = np.multiply(apart, apart, out=apart)
+        return squares
 
     mean = total(np.asarray) / values
     std = _positive(np.sqrt(total(spread) / values))

@@ -111,6 +111,7 @@ class _Position:
         done: its steps.
         checks: its validations.
         best: lowest validation NLL, and ``stale`` validations since then.
+        widest: highest diversity of a validation.
         latest: what the last step reported.
     """
 
@@ -119,6 +120,7 @@ class _Position:
     checks: int = 0
     best: float = math.inf
     stale: int = 0
+    widest: float = 0.0
     finished: bool = False
     latest: Mapping[str, Any] = field(default_factory=dict)
 
@@ -200,6 +202,7 @@ class TrainingLoop:
         validations: int = 20,
         keep_best: bool = False,
         patience: int | None = None,
+        diversity_fall: float | None = None,
     ) -> None:
         """Call ``step`` until the budget is spent, or ``steps`` times.
 
@@ -217,6 +220,9 @@ class TrainingLoop:
             validation_cost: gradient evaluations of one call of ``validate``.
             keep_best: end with the snapshot of the best ``val_nll`` rather than the last.
             patience: stop after that many validations without a better ``val_nll``; None never stops early.
+            diversity_fall: with ``patience``, stop only where the diversity that ``validate`` reports
+                (``"disagreement_normalised"``, else ``"epistemic_std"``) is also lower than its highest value by at
+                least this share.
 
         Raises:
             UsageError: the budget does not pay for one step.
@@ -254,7 +260,10 @@ class TrainingLoop:
                         position.best = score
                         best_state = _copy(state) if keep_best and math.isfinite(score) else None
                     seen = patience is not None and math.isfinite(position.best)
-                    if seen and position.stale >= (patience or 0) and not last:
+                    diversity = row.get("disagreement_normalised", row.get("epistemic_std", 0.0))
+                    position.widest = max(position.widest, diversity)
+                    fallen = diversity_fall is None or diversity <= (1 - diversity_fall) * position.widest
+                    if seen and position.stale >= (patience or 0) and fallen and not last:
                         self.stopped = "early"
                         last = True
                 if last:

@@ -25,6 +25,7 @@ from bayes_bench.metrics import CATALOGUE
 from bayes_bench.settings import Settings
 from bayes_bench.store import read_records
 from bayes_bench.suite import (
+    AugmentationSpec,
     ConvNetSpec,
     CurveSpec,
     CustomNetworkSpec,
@@ -33,6 +34,7 @@ from bayes_bench.suite import (
     MLPSpec,
     OODSpec,
     PriorSpec,
+    PublishedSpec,
     ResNetSpec,
     SuiteSpec,
     TaskSpec,
@@ -139,7 +141,7 @@ def test_every_key_is_documented() -> None:
     known = code_words("suites.md")
     specs: tuple[type[Settings], ...] = (
         SuiteSpec, TaskSpec, MethodEntry, MLPSpec, ConvNetSpec, ResNetSpec, CustomNetworkSpec, GaussianSpec,
-        PriorSpec, CurveSpec, OODSpec,
+        PriorSpec, CurveSpec, OODSpec, AugmentationSpec, PublishedSpec,
     )  # fmt: skip
     for spec in specs:
         assert set(spec.model_fields) <= known, spec.__name__
@@ -152,7 +154,7 @@ def test_every_key_is_documented() -> None:
 def test_shipped_suites_are_documented_with_their_budgets() -> None:
     table = rows(sections("suites.md")["The suites that ship"])
     for name in shipped_suites():
-        (task,) = load_suite(name).tasks
+        task = load_suite(name).tasks[0]
         about, *sets = [cells for cells in table if cells[0] == f"`{name}`"]
         assert about[-1] == f"{task.budget:,}"
         for ood in (*task.ood, *task.validation_ood):

@@ -180,3 +180,29 @@ def test_a_batch_larger_than_the_data_repeats_them():
 def test_bad_examples_are_refused(x, y, message):
     with pytest.raises(DataError, match=message):
         Examples(x, y)
+
+
+def diverse_loop(diversities, key="disagreement_normalised", **options):
+    """A loop whose validation likelihood is best at once; its validations report these diversities in turn."""
+    rows = iter([{"val_nll": 1.0, key: value} for value in diversities])
+    return counting_loop(1000, cost=10, validate=lambda: next(rows), validation_cost=1, **options)[0]
+
+
+@pytest.mark.parametrize("key", ["disagreement_normalised", "epistemic_std"])
+def test_patience_waits_until_diversity_has_fallen_by_its_share(key):
+    loop = diverse_loop([0.5, 0.8, 0.7, 0.5, 0.39, 0.3], key, patience=2, diversity_fall=0.5)
+    assert loop.stopped == "early"
+    assert [row[key] for row in loop.history] == [0.5, 0.8, 0.7, 0.5, 0.39]
+
+
+def test_without_a_fall_of_diversity_training_goes_on():
+    loop = diverse_loop([0.5] * 21, patience=2, diversity_fall=0.1)
+    assert loop.stopped == "budget"
+
+
+def test_a_fall_of_diversity_alone_stops_nothing():
+    rows = iter([{"val_nll": 1.0 / n, "disagreement_normalised": 1.0 / n} for n in range(1, 30)])
+    loop, _ = counting_loop(
+        1000, cost=10, validate=lambda: next(rows), validation_cost=1, patience=2, diversity_fall=0.5
+    )
+    assert loop.stopped == "budget"

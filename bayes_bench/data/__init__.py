@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from bayes_bench.data import (
+    cifar,
     csv_file,
     cubic,
     digits,
@@ -56,7 +57,7 @@ __all__ = [
 SOURCES: dict[str, Source] = {
     module.SOURCE.name: module.SOURCE
     for module in (
-        *(digits, cubic, mnist, fashion_mnist, kmnist, svhn),
+        *(digits, cubic, mnist, fashion_mnist, kmnist, cifar, svhn),
         *(letters, notmnist, distorted),
         *(csv_file, npz, npy, image_folder),
     )

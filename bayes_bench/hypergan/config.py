@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bayes_bench.settings import MethodConfig, Range, setting
 
@@ -114,3 +114,17 @@ class HyperGANConfig(MethodConfig):
     patience: int | None = setting(
         None, "stop after so many validations (of 20) without a better one; none: never", gt=0
     )
+    diversity_fall: float | None = setting(
+        None,
+        "with patience: stop only where the disagreement between networks on validation data, divided by the error of "
+        "one network, has also fallen by this share from its highest value",
+        source="paper: stop early, since diversity decays",
+        gt=0,
+        le=1,
+    )
+
+    @model_validator(mode="after")
+    def _fall_needs_patience(self) -> Self:
+        if self.diversity_fall is not None and self.patience is None:
+            raise ValueError("diversity_fall only delays what patience stops: set patience as well")
+        return self

@@ -147,6 +147,7 @@ class HyperGAN(WeightPosterior):
             validation_cost=self.validation_cost(data, config.validation_networks),
             keep_best=config.keep_best,
             patience=config.patience,
+            diversity_fall=config.diversity_fall,
         )
 
     def _noise(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,180 @@
+"""CIFAR-10 in torchvision's layout: ``cifar-10-batches-py`` below the data root; all classes or some of them.
+
+The set is published as pickled batches, which may hold any code. They are read, by torchvision, only after their
+SHA-256 is that of the published files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream, check_file, unit_images
+from bayes_bench.errors import DataError, UsageError
+from bayes_bench.settings import Settings, setting
+
+SPLIT_SEED = 5000
+FOLDER = Path("cifar-10-batches-py")
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FILES = {
+    "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
+    "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
+    "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
+    "data_batch_3": "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
+    "data_batch_4": "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
+    "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
+    "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
+}
+
+Class = Annotated[int, Field(ge=0, le=9)]
+_CLASSES_HELP = "numbers of the classes, 0 airplane to 9 truck, in the order of the labels; not given: all ten"
+
+
+def _distinct(classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if classes is not None and len(set(classes)) < max(1, len(classes)):
+        raise ValueError("give every class once, and at least one")
+    return classes
+
+
+class CifarOptions(Settings):
+    classes: tuple[Class, ...] | None = setting(None, _CLASSES_HELP)
+    train_per_class: int | None = setting(
+        None, "a fixed training subset of so many images per class; not given: all that remain", ge=1
+    )
+    validation_per_class: int = setting(500, "validation images per class, taken from the training files", ge=1)
+
+    _check = field_validator("classes")(_distinct)
+
+
+class CifarInputOptions(Settings):
+    classes: tuple[Class, ...] | None = setting(None, _CLASSES_HELP)
+
+    _check = field_validator("classes")(_distinct)
+
+
+def split(options: CifarOptions, data_root: Path, kind: Kind) -> Split:
+    """Images ``[N, 3, 32, 32]`` in [0, 1] of the chosen classes; the test set is CIFAR-10's own.
+
+    A class has the same validation images whichever classes are beside it.
+
+    Raises:
+        DataError: files are missing and cannot be downloaded, or are not CIFAR-10's.
+        UsageError: more images asked for than a class has.
+    """
+    classes = tuple(range(10)) if options.classes is None else options.classes
+    images, labels = load(data_root, train=True)
+    train, validation = [], []
+    for number in classes:
+        members = np.flatnonzero(labels == number)
+        members = members[Stream((SPLIT_SEED, "cifar10", number)).permutation(len(members))]
+        held_out = options.validation_per_class
+        first = len(members) - held_out if options.train_per_class is None else options.train_per_class
+        if first < 1 or first + held_out > len(members):
+            raise UsageError(
+                f"cifar10: {options.train_per_class or 1} training and {held_out} validation images of the class "
+                f"{CLASSES[number]!r} were asked for, but the training files have {len(members):,}"
+            )
+        train.append(members[:first])
+        validation.append(members[first : first + held_out])
+    test_images, test_labels = load(data_root, train=False)
+    new_label = np.full(10, -1)
+    new_label[list(classes)] = np.arange(len(classes))
+
+    def arrays(x: np.ndarray, y: np.ndarray, index: np.ndarray) -> Arrays:
+        return Arrays(unit_images(x[index]), new_label[y[index]].astype(np.int64))
+
+    return Split(
+        arrays(images, labels, np.sort(np.concatenate(train))),
+        arrays(images, labels, np.sort(np.concatenate(validation))),
+        arrays(test_images, test_labels, np.flatnonzero(np.isin(test_labels, classes))),
+        tuple(CLASSES[number] for number in classes),
+    )
+
+
+def inputs(options: CifarInputOptions, data_root: Path, split: Split) -> Inputs:
+    """The test images ``[N, 3, 32, 32]`` of the chosen classes, in [0, 1].
+
+    Raises:
+        DataError: as ``split``.
+    """
+    images, labels = load(data_root, train=False)
+    chosen = slice(None) if options.classes is None else np.isin(labels, options.classes)
+    return Inputs(unit_images(images[chosen]))
+
+
+def load(data_root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 ``[N, 3, 32, 32]`` and labels ``[N]`` of the training or the test files, checked."""
+    folder = data_root / FOLDER
+    missing = [name for name in FILES if not (folder / name).exists()]
+    if missing:
+        looked = f"CIFAR-10 is missing: {', '.join(missing)} not found in {folder}"
+        get = (
+            "get it where there is internet ("
+            "python -c \"import torchvision; torchvision.datasets.CIFAR10('DIR', download=True)\") "
+            "and point --data-root or BAYES_BENCH_DATA to DIR"
+        )
+        try:
+            download(data_root)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()
+            raise DataError(
+                f"{looked}; the download failed ({reason[-1] if reason else 'no reason'}); {get}"
+            ) from error
+    for name in FILES:
+        check(folder / name)
+    from torchvision.datasets import CIFAR10
+
+    try:
+        batches = CIFAR10(str(data_root), train=train)
+    except RuntimeError as error:  # its own checksums
+        raise DataError(f"torchvision refuses the files in {folder}: {error}") from error
+    return batches.data.transpose(0, 3, 1, 2), np.asarray(batches.targets)
+
+
+def check(path: Path) -> None:
+    """Refuse a batch that is not the published file, byte by byte: reading another would run whatever it holds.
+
+    Raises:
+        DataError: unreadable, or another file.
+    """
+    check_file(path)
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if sha256 != FILES[path.name]:
+        raise DataError(
+            f"{path} is not CIFAR-10's file (SHA-256 {sha256[:12]}…, expected {FILES[path.name][:12]}…), truncated "
+            "perhaps; delete it and fetch it again"
+        )
+
+
+def download(data_root: Path) -> None:
+    """Fetch CIFAR-10 with torchvision, one process at a time.
+
+    Raises:
+        OSError: no network, or the folder cannot be written.
+        RuntimeError: the files that came are not CIFAR-10's.
+    """
+    from filelock import FileLock
+    from torchvision.datasets import CIFAR10
+
+    data_root.mkdir(parents=True, exist_ok=True)
+    with FileLock(data_root / ".cifar10.lock"):
+        CIFAR10(str(data_root), download=True)
+
+
+SOURCE = Source(
+    name="cifar10",
+    summary="CIFAR-10, colour images of 32×32 in ten classes, or some of its classes; downloaded where missing",
+    kind="classification",
+    SplitOptions=CifarOptions,
+    split=split,
+    InputOptions=CifarInputOptions,
+    inputs=inputs,
+)
