@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,13 +84,8 @@ def find(folder: Path, name: str) -> Path | None:
     return None
 
 
-def look_for(folder: Path, names: Sequence[str]) -> Callable[[Path], Found]:
-    """A ``look`` for files of these names, gzipped or not, in one folder below the data root."""
-
-    def look(data_root: Path) -> Found:
-        paths = {name: find(data_root / folder, name) for name in names}
-        return Found(
-            tuple(path for path in paths.values() if path), tuple(name for name, path in paths.items() if not path)
-        )
-
-    return look
+def located(paths: Mapping[str, Path | None]) -> Found:
+    """Of files by name, those that have a path and those that have none."""
+    return Found(
+        tuple(path for path in paths.values() if path), tuple(name for name, path in paths.items() if not path)
+    )

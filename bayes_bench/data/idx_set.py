@@ -16,7 +16,7 @@ from pydantic import field_validator
 
 from bayes_bench.data import idx
 from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream, unit_images
-from bayes_bench.data.files import Files, find, look_for, torchvision_remedy
+from bayes_bench.data.files import Files, Found, find, located, torchvision_remedy
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.settings import Settings, setting
 
@@ -94,7 +94,7 @@ class IdxSet:
         return Files(
             title=self.title,
             folder=self.folder,
-            look=look_for(self.folder, names(PARTS)),
+            look=self._look,
             check=self.check,
             fetch=self.fetch,
             remedy=torchvision_remedy(f"{self.torchvision}('DIR', download=True)"),
@@ -207,11 +207,12 @@ class IdxSet:
         else:
             check_statistics(file.values, content.mean, content.std, refuse)
 
+    def _look(self, data_root: Path) -> Found:
+        return located({name: find(data_root / self.folder, name) for name in names(PARTS)})
+
     def check(self, data_root: Path) -> str:
         """Read what there is, as ``Files.check``."""
-        files = [
-            self._read(data_root, name) for name in names(PARTS) if find(data_root / self.folder, name) is not None
-        ]
+        files = [self._read(data_root, name) for name in names(PARTS) if find(data_root / self.folder, name)]
         if self.content is None:
             return "SHA-256 as published"
         zipped = sum(file.path.suffix == ".gz" for file in files)

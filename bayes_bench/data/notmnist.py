@@ -30,7 +30,7 @@ UNREADABLE = {"A": "RGVtb2NyYXRpY2FCb2xkT2xkc3R5bGUgQm9sZC50dGY=.png", "F": "Q3J
 # any 500 of its images; MNIST's are .131 and .308.
 MEAN, STD = (0.38, 0.47), (0.435, 0.48)
 MAX_DIGITS = 0.5  # part of the images that may be MNIST's own
-MOST_DIGITS_TOLD = "its digits would count as out-of-distribution; replace it by notMNIST's"
+REMEDY = "its digits would count as out-of-distribution; replace it by notMNIST's"
 
 
 class NotMnistOptions(Settings):
@@ -44,7 +44,7 @@ def inputs(options: NotMnistOptions, data_root: Path, split: Split) -> Inputs:
         DataError: missing and not to be downloaded, damaged, or something else, such as MNIST's own digits.
     """
     if not _look(data_root).present:
-        FILES.provide(data_root)
+        DATA_FILES.provide(data_root)
     images, notes = load(data_root)
     return Inputs(unit_images(images)[:, None], notes)
 
@@ -62,7 +62,7 @@ def load(data_root: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     if file.values.ndim != 3 or file.values.shape[1:] != (SIDE, SIDE):
         raise DataError(f"{path} holds values of shape {file.values.shape}, not images of 28×28")
     if file.sha256 in mnist.FILES.values():
-        raise DataError(f"{path} is MNIST's own file, not notMNIST: {MOST_DIGITS_TOLD}")
+        raise DataError(f"{path} is MNIST's own file, not notMNIST: {REMEDY}")
     if file.sha256 == SHA256:
         return file.values, ()
     _check_content(file.values, path, data_root)
@@ -109,7 +109,7 @@ def _check_content(images: np.ndarray, where: Path, data_root: Path) -> None:
             digits |= {image.tobytes() for image in idx.read(path).values}
     shared = np.mean([image.tobytes() in digits for image in images])
     if shared > MAX_DIGITS:
-        raise DataError(f"{shared:.0%} of the images in {where} are MNIST's own, not notMNIST's: {MOST_DIGITS_TOLD}")
+        raise DataError(f"{shared:.0%} of the images in {where} are MNIST's own, not notMNIST's: {REMEDY}")
     check_statistics(images, MEAN, STD, f"{where} does not hold notMNIST's letters")
 
 
@@ -148,7 +148,7 @@ def fetch(data_root: Path) -> None:
             fetched.unlink(missing_ok=True)
 
 
-FILES = Files(
+DATA_FILES = Files(
     title="notMNIST",
     folder=FOLDER,
     look=_look,
@@ -165,5 +165,5 @@ SOURCE = Source(
     summary="notMNIST, letters A–J at 28×28: 10,000 of the t10k file, or notMNIST_small; downloaded where missing",
     InputOptions=NotMnistOptions,
     inputs=inputs,
-    files=FILES,
+    files=DATA_FILES,
 )

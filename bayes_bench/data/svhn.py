@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, check_file, split_indices, unit_images
-from bayes_bench.data.files import Files, Found, torchvision_remedy
+from bayes_bench.data.files import Files, Found, located, torchvision_remedy
 from bayes_bench.errors import DataError
 from bayes_bench.settings import Settings, setting
 
@@ -112,10 +112,7 @@ def _find(data_root: Path, name: str) -> Path | None:
 
 
 def _look(data_root: Path, names: tuple[str, ...]) -> Found:
-    paths = {name: _find(data_root, name) for name in names}
-    return Found(
-        tuple(path for path in paths.values() if path), tuple(name for name, path in paths.items() if not path)
-    )
+    return located({name: _find(data_root, name) for name in names})
 
 
 def check(data_root: Path) -> str:
