@@ -12,8 +12,9 @@ from bayes_bench.hypergan.discriminator import Discriminator, accuracy, discrimi
 from bayes_bench.hypergan.generators import OTHER_STD, Generators
 from bayes_bench.hypergan.heads import DenseHead
 from bayes_bench.hypergan.mixer import Mixer, pretrain
+from bayes_bench.hypergan.repulsion import away_from_data, overlap
 from bayes_bench.networks import convnet, mlp, resnet
-from bayes_bench.testing import classification, images
+from bayes_bench.testing import classification, images, regression
 
 CPU = torch.device("cpu")
 
@@ -437,3 +438,61 @@ def test_a_float64_network_gets_float64_weights():
     posterior.fit((x, (x[:, 0] > 0).long()), budget=2000)
     assert posterior.sample(2, seed=0)["1.weight"].dtype == torch.float64
     assert posterior.predict(x, posterior.sample(2, seed=0)).mean.shape == (60, 2)
+
+
+# Repulsion ------------------------------------------------------------------------------------------------
+
+
+def test_overlap_of_classes_is_the_mean_bhattacharyya_coefficient_over_pairs():
+    probs = torch.softmax(torch.randn(4, 5, 3, generator=seeded(), dtype=torch.float64), -1)
+    pairs = list(itertools.combinations(range(4), 2))
+    expected = torch.stack([(probs[i] * probs[j]).sqrt().sum(-1) for i, j in pairs]).mean(0)
+    torch.testing.assert_close(overlap({"log_probs": probs.log()}), expected)
+
+
+def test_overlap_of_gaussians_is_the_integral_of_the_root_of_their_product():
+    mean = torch.tensor([[[0.0]], [[1.5]], [[-0.3]]], dtype=torch.float64)
+    std = torch.tensor([[[1.0]], [[0.5]], [[2.0]]], dtype=torch.float64)
+    grid = torch.linspace(-40, 40, 80_001, dtype=torch.float64)
+    density = torch.distributions.Normal(mean[:, 0], std[:, 0]).log_prob(grid).exp()
+    pairs = [(density[i] * density[j]).sqrt().sum() * 1e-3 for i, j in itertools.combinations(range(3), 2)]
+    torch.testing.assert_close(overlap({"mean": mean, "noise_std": std}), torch.stack(pairs).mean()[None])
+    both = {"mean": mean.repeat(1, 1, 2), "noise_std": std.repeat(1, 1, 2)}
+    squares = torch.stack([pair**2 for pair in pairs])  # two independent dimensions
+    torch.testing.assert_close(overlap(both), squares.mean()[None])
+
+
+def test_inputs_away_from_the_data_are_made_of_three_examples():
+    x = torch.eye(6)  # sums of three rows tell which they were
+    away = away_from_data(x, 200, seeded())
+    assert away.shape == (200, 6)
+    assert torch.equal(away.sum(1), torch.ones(200))
+    assert (away.abs().sum(1) <= 3).all()
+    assert (away.abs().sum(1) == 3).any()
+
+
+def test_repulsion_drives_predictions_apart_away_from_the_data_and_is_paid_for():
+    problem = classification()
+    found, steps = {}, {}
+    for weight in (0.0, 1.0):
+        config = HyperGANConfig(weight_noise=0.0, repulsion_weight=weight, repulsion_batch=8)
+        posterior = HyperGAN(problem.network, problem.likelihood, config=config)
+        summary = posterior.fit(problem.data, budget=30_000, seed=0)
+        away = away_from_data(problem.data.train.x, 300, seeded(1))
+        weights = posterior.sample(20, seed=0)
+        predicted = problem.likelihood.predict(posterior.outputs(away, weights), weights)
+        found[weight], steps[weight] = float(overlap(predicted).mean()), summary.steps
+    assert found[1.0] < found[0.0] - 0.1
+    assert steps[1.0] == pytest.approx(steps[0.0] * 16 / 24, rel=0.02)
+
+
+def test_repulsion_widens_a_regression_outside_the_data():
+    problem = regression()
+    spread = {}
+    for weight in (0.0, 0.3):
+        config = HyperGANConfig(weight_noise=0.0, repulsion_weight=weight)
+        posterior = HyperGAN(problem.network, problem.likelihood, config=config)
+        posterior.fit(problem.data, budget=20_000, seed=0)
+        outside = problem.data.train.x * 3
+        spread[weight] = float(posterior.predict(outside, posterior.sample(20, seed=0)).epistemic_variance.mean())
+    assert spread[0.3] > 1.5 * spread[0.0]

@@ -94,6 +94,15 @@ class HyperGANConfig(MethodConfig):
         tune=(0.0, 1.0, 2.0, 3.0),
         ge=0,
     )
+    repulsion_weight: float = setting(
+        0.0,
+        "weight of the mean squared Hellinger distance between the predictions of two generated networks on inputs "
+        "away from the data, made of three training examples each; the paper has none; 0 switches it off",
+        source="in the spirit of arXiv:1906.07380",
+        tune=(0.0, 0.1, 0.3),
+        ge=0,
+    )
+    repulsion_batch: int = setting(8, "inputs away from the data per step, the same for all its networks", gt=0)
     learning_rate: float = setting(4e-3, "Adam, generators", tune=Range(2e-3, 1e-2, log=True), gt=0)
     mixer_learning_rate: float = setting(
         1e-4, "Adam, mixer; lower, because Adam would turn the small adversarial gradient into full steps", ge=0

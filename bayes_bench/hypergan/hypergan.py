@@ -12,6 +12,7 @@ from bayes_bench.hypergan.config import HyperGANConfig
 from bayes_bench.hypergan.discriminator import Discriminator, accuracy, discriminator_loss, generator_loss
 from bayes_bench.hypergan.generators import Generators
 from bayes_bench.hypergan.mixer import Mixer, pretrain
+from bayes_bench.hypergan.repulsion import away_from_data, overlap
 from bayes_bench.posterior import Held, WeightPosterior, WeightSamples
 from bayes_bench.training import HasState, TrainingLoop, cosine_decay
 
@@ -129,6 +130,11 @@ class HyperGAN(WeightPosterior):
                 objective = objective + config.prior_weight * penalty.mean() / len(data.train)
             if discriminator is not None:
                 objective = objective + config.adversarial_weight * generator_loss(discriminator(codes))
+            if config.repulsion_weight > 0:
+                away = away_from_data(x.flatten(0, 1), config.repulsion_batch, rng)
+                shared = overlap(self.likelihood.predict(self.stacked(weights, away), weights)).mean()
+                objective = objective - config.repulsion_weight * (1 - shared)
+                report["overlap"] = shared.detach()
             optimizer.zero_grad()
             objective.backward()
             optimizer.step()
@@ -141,7 +147,7 @@ class HyperGAN(WeightPosterior):
         loop.run(
             step,
             state,
-            cost=config.networks * batch_size,
+            cost=config.networks * (batch_size + (config.repulsion_batch if config.repulsion_weight > 0 else 0)),
             schedule=schedule,
             validate=self.validator(data, config.validation_networks, rng),
             validation_cost=self.validation_cost(data, config.validation_networks),
