@@ -256,7 +256,7 @@ def test_letter_folders_in_the_order_of_letters_and_names(letter_folders: Path) 
     order = sorted(range(40), key=lambda number: (number % 10, (7 * number) % 1000))
     np.testing.assert_array_equal(found.x[:, 0], letters(40)[order] / np.float32(255))
     assert found.notes == (
-        "the 40 images of the letter folders notMNIST_small, not the 10,000 of the t10k file",
+        "the 40 images of the letter folders notMNIST_small, not those of the t10k file",
         "2 of the published files that are known to be unreadable are left out",
     )
 

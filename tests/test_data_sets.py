@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data_mnist import idx_bytes, no_download, pixels
+from test_data_mnist import idx_bytes, letters, no_download, pixels
 
 from bayes_bench import cli, data
 from bayes_bench.data import catalogue, fashion_mnist, idx_set, kmnist, mnist, notmnist, svhn
@@ -292,6 +292,19 @@ def test_verify_reads_what_is_there(small_sets: Path, call: Callable[..., tuple[
     assert "kmnist: intact" in out  # the others are looked at all the same
 
 
+def test_verify_says_how_notmnist_was_recognised(small_sets: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    folder = small_sets / notmnist.FOLDER
+    folder.mkdir(parents=True)
+    (folder / notmnist.FILE).write_bytes(idx_bytes(letters(40)))
+    code, out, _ = call("verify", "notmnist", "--data-root", small_sets)
+    assert code == 0
+    assert "notmnist: intact: intensities as published; not the published t10k file (SHA-256" in out
+    (folder / notmnist.FILE).write_bytes((small_sets / "MNIST" / "raw" / "t10k-images-idx3-ubyte").read_bytes())
+    code, out, _ = call("verify", "notmnist", "--data-root", small_sets)
+    assert code == 1
+    assert "are MNIST's own, not notMNIST's" in out
+
+
 def test_verify_of_a_named_set(small_sets: Path, call: Callable[..., tuple[int, str, str]]) -> None:
     assert call("verify", "mnist", "kmnist", "--data-root", small_sets)[0] == 0
     code, out, _ = call("verify", "mnist", "svhn", "--data-root", small_sets)
@@ -359,11 +372,11 @@ def test_real_statistics_are_inside_the_stated_ranges_and_mnist_outside() -> Non
     for found in (mnist.SET.files.look(root), notmnist.DATA_FILES.look(root)):
         if "BAYES_BENCH_DATA" not in os.environ or found.state != "present":
             pytest.skip("no MNIST and notMNIST in BAYES_BENCH_DATA")
-    letters, _ = notmnist.load(root)
+    images, _ = notmnist.load(root)
     digits = mnist.SET.load(root, ("t10k",))["t10k-images-idx3-ubyte"]
     rng = np.random.default_rng(0)
     for _ in range(20):
-        idx_set.check_statistics(letters[rng.choice(len(letters), 500)], notmnist.MEAN, notmnist.STD, "letters")
+        idx_set.check_statistics(images[rng.choice(len(images), 500)], notmnist.MEAN, notmnist.STD, "letters")
     assert kmnist.SET.content is not None
     for mean, std in ((notmnist.MEAN, notmnist.STD), (kmnist.SET.content.mean, kmnist.SET.content.std)):
         with pytest.raises(DataError, match=r"digits: the mean intensity is 0\.133"):

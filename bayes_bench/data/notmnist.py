@@ -94,7 +94,7 @@ def _read_letters(folder: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         left_out += len(paths) - len(kept)
         found += kept
     images = image_folder.read_grey(found, folder, (SIDE, SIDE))
-    notes = [f"the {len(images):,} images of the letter folders {folder.name}, not the 10,000 of the t10k file"]
+    notes = [f"the {len(images):,} images of the letter folders {folder.name}, not those of the t10k file"]
     if left_out:
         notes.append(f"{left_out} of the published files that are known to be unreadable are left out")
     return images, tuple(notes)
@@ -124,7 +124,7 @@ def _look(data_root: Path) -> Found:
 
 def _check(data_root: Path) -> str:
     _, notes = load(data_root)
-    return "; ".join(notes) or "SHA-256 as published"
+    return "; ".join(("intensities as published", *notes)) if notes else "SHA-256 as published"
 
 
 def fetch(data_root: Path) -> None:
