@@ -24,7 +24,7 @@ INTERRUPTED = 130
 SECTIONS = {
     "Compare methods": ("run", "report", "tune", "reference"),
     "Look again": ("verify", "rerun"),
-    "Look up": ("list", "show"),
+    "Look up": ("list", "show", "data"),
     "Use and extend": ("predict", "check"),
 }
 
@@ -32,14 +32,8 @@ SECTIONS = {
 # Help and errors ------------------------------------------------------------------------------------------
 
 
-class SectionedGroup(click.Group):
-    """Lists commands under the headings of ``SECTIONS`` and suggests near names."""
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for heading, names in SECTIONS.items():
-            rows = [(name, self.commands[name].get_short_help_str(80)) for name in names]
-            with formatter.section(heading):
-                formatter.write_dl(rows)
+class HelpfulGroup(click.Group):
+    """Suggests near names."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -47,6 +41,16 @@ class SectionedGroup(click.Group):
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             raise UsageError(unknown_name("command", args[0], self.commands))
         return super().resolve_command(ctx, args)
+
+
+class SectionedGroup(HelpfulGroup):
+    """Lists commands under the headings of ``SECTIONS``."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, names in SECTIONS.items():
+            rows = [(name, self.commands[name].get_short_help_str(80)) for name in names]
+            with formatter.section(heading):
+                formatter.write_dl(rows)
 
 
 class GroupedOption(click.Option):
@@ -663,6 +667,81 @@ def show(method: str) -> None:
 
 def _first_line(doc: str | None) -> str:
     return (doc or "").strip().partition("\n")[0]
+
+
+# data -----------------------------------------------------------------------------------------------------
+
+
+@cli.group(
+    "data",
+    cls=HelpfulGroup,
+    short_help="Benchmark data sets: list, fetch, verify.",
+    epilog="""\b
+Examples:
+  bayes-bench data list                          what is there, and which suites use it
+  bayes-bench data fetch mnist notmnist          download what is missing
+  bayes-bench data verify --data-root /data      read everything and compare with what was published
+""",
+)
+def data_() -> None:
+    """Benchmark data sets that lie in files.
+
+    They are looked for below --data-root, else $BAYES_BENCH_DATA, else in the user's cache folder. A run fetches what
+    it needs and does not find; these commands do it beforehand, or say what is there.
+    """
+
+
+@data_.command("list")
+@data_root_option
+def data_list(data_root: Path | None) -> None:
+    """List the sets, where each is looked for, and the shipped suites that use it."""
+    from bayes_bench import data, machine, terminal
+    from bayes_bench.data import catalogue
+
+    root = data.resolve_data_root(data_root)
+    rows = [
+        [
+            entry.name,
+            entry.found.state,
+            machine.size_in_words(entry.bytes) if entry.found.present else "",
+            str(entry.files.folder),
+            ", ".join(entry.suites),
+            entry.files.licence,
+        ]
+        for entry in catalogue.overview(root)
+    ]
+    terminal.stdout().print(terminal.table(["set", "state", "size", "folder", "suites", "from"], rows, whole=1))
+    click.echo(f"Data root: {root}")
+
+
+@data_.command("fetch")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@data_root_option
+def data_fetch(names: tuple[str, ...], data_root: Path | None) -> None:
+    """Download sets, as far as they are missing, and check them.
+
+    Exit code: 0, or 2 for a name that is none, a set that cannot be had, or damaged files.
+    """
+    from bayes_bench import data
+    from bayes_bench.data import catalogue
+
+    catalogue.fetch(names, data.resolve_data_root(data_root), click.echo)
+
+
+@data_.command("verify")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@data_root_option
+def data_verify(names: tuple[str, ...], data_root: Path | None) -> int:
+    """Read the files of sets, all where none is named, and compare them with what was published.
+
+    Exit code: 0, or 1 when a file is damaged or is another set's, or a set that was named is not wholly there.
+    """
+    from bayes_bench import data
+    from bayes_bench.data import catalogue
+
+    root = data.resolve_data_root(data_root)
+    good = catalogue.verify(names, root, lambda found: click.echo(f"{found.name}: {found.state}: {found.sentence}"))
+    return 0 if good else 1
 
 
 # verify, rerun --------------------------------------------------------------------------------------------

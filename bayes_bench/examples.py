@@ -1,15 +1,48 @@
-"""Labelled examples in memory: what methods train on. Imported by every method."""
+"""Labelled examples: what methods train on. Imported by every method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bayes_bench.augmentation import Augmentation
 from bayes_bench.errors import DataError
+
+BLOCK = 2**22
+"""Values of inputs that are looked at together."""
+
+
+@dataclass(frozen=True)
+class StoredInputs:
+    """Inputs that stay in a file: rows become tensors when they are asked for, and memory follows the rows.
+
+    Attributes:
+        shape: ``(N, ...)`` of all.
+        read: numbers of rows, int64 ``[n]`` → these rows as networks see them, float32 ``[n, ...]`` on the CPU.
+        device: where rows are put.
+    """
+
+    shape: torch.Size
+    read: Callable[[np.ndarray], Tensor]
+    device: torch.device | str = "cpu"
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """Rows by a slice, or by their numbers in any shape: int64 ``[...]`` → ``[..., *shape[1:]]``."""
+        if isinstance(rows, slice):
+            return self.read(np.arange(*rows.indices(len(self)))).to(self.device)
+        found = self.read(rows.cpu().numpy().reshape(-1)).to(self.device)
+        return found.reshape(*rows.shape, *self.shape[1:])
+
+    def to(self, device: torch.device | str) -> StoredInputs:
+        return replace(self, device=device)
 
 
 @dataclass(frozen=True)
@@ -17,9 +50,12 @@ class Examples:
     """Inputs ``x [N, ...]`` and targets ``y``: class indices ``[N]`` (int64) or values ``[N, D]`` (float).
 
     ``augment`` changes the images of every minibatch at random; ``x`` itself stays as it is.
+
+    Training inputs may be ``StoredInputs``. ``minibatches`` and ``blocks`` serve a method with either; one that needs
+    all inputs at once says so in ``_check_fit``, where ``in_memory`` is false.
     """
 
-    x: Tensor
+    x: Tensor | StoredInputs
     y: Tensor
     augment: Augmentation | None = None
 
@@ -30,7 +66,8 @@ class Examples:
             raise DataError("no examples; give at least one")
         if self.augment is not None:
             self.augment.check(tuple(self.x.shape[1:]))
-        if not torch.isfinite(self.x).all():
+        # What is stored was looked at by its source; in blocks, as a mask of all of them would be large.
+        if self.in_memory and not all(torch.isfinite(x).all() for x, _ in self.blocks()):
             raise DataError("the inputs contain NaN or infinity; remove or impute these values first")
         if self.y.is_floating_point() and not torch.isfinite(self.y).all():
             raise DataError("the targets contain NaN or infinity; remove these examples first")
@@ -40,6 +77,21 @@ class Examples:
 
     def to(self, device: torch.device | str) -> Examples:
         return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the inputs are a tensor, not ``StoredInputs``."""
+        return isinstance(self.x, Tensor)
+
+    def inputs(self) -> Tensor:
+        """All inputs as one tensor; where they are stored, that reads the whole file."""
+        return self.x if isinstance(self.x, Tensor) else self.x[:]
+
+    def blocks(self, rows: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The examples in their order as x ``[B, ...]`` and y ``[B, ...]``, ``rows`` at a time (default: some MB)."""
+        step = rows or max(1, BLOCK // max(1, math.prod(self.x.shape[1:])))
+        for start in range(0, len(self), step):
+            yield self.x[start : start + step], self.y[start : start + step]
 
     def minibatches(
         self, batch_size: int, rng: torch.Generator, networks: int | None = None, *, independent: bool = False

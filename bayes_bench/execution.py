@@ -310,9 +310,9 @@ def predict_task(posterior: WeightPosterior, weights: WeightSamples, task: Task)
     """
     units = task.standardiser
     found: dict[str, np.ndarray] = {}
-    sets = {"test": task.test.x}
+    sets = {"test": task.test.inputs()}
     if task.fit_data.validation:
-        sets["validation"] = task.fit_data.validation.x
+        sets["validation"] = task.fit_data.validation.inputs()
     sets |= {f"ood/{name}": x for name, x in task.ood.items()}
     sets |= {f"validation_ood/{name}": x for name, x in task.validation_ood.items()}
     if task.curve_x is not None:
@@ -327,7 +327,7 @@ def predict_task(posterior: WeightPosterior, weights: WeightSamples, task: Task)
         found["validation/y"] = raw_targets(task.fit_data.validation.y, units)
     if task.curve_x is not None:
         found["curve/x"] = _raw_inputs(task.curve_x, units)
-        found["train/x"] = _raw_inputs(task.fit_data.train.x, units)
+        found["train/x"] = _raw_inputs(task.fit_data.train.inputs(), units)
         found["train/y"] = raw_targets(task.fit_data.train.y, units)[:, 0]
     return found
 

@@ -150,17 +150,19 @@ def _predictions(posterior: WeightPosterior, inputs: Sequence[Tensor], networks:
 def _inputs(task: Task) -> list[Tensor]:
     """All sets whose predictions are stored."""
     validation = task.fit_data.validation
-    optional = [validation.x if validation else None, task.curve_x]
-    return [task.test.x, *(x for x in optional if x is not None), *task.ood.values(), *task.validation_ood.values()]
+    optional = [validation.inputs() if validation else None, task.curve_x]
+    given = [x for x in optional if x is not None]
+    return [task.test.inputs(), *given, *task.ood.values(), *task.validation_ood.values()]
 
 
 def _fit_tensors(task: Task) -> list[Tensor]:
+    """What is held of the examples that a method sees; inputs that stay in a file are not."""
     parts = [task.fit_data.train, *([task.fit_data.validation] if task.fit_data.validation else [])]
-    return [tensor for part in parts for tensor in (part.x, part.y)]
+    return [tensor for part in parts for tensor in (part.x, part.y) if isinstance(tensor, Tensor)]
 
 
 def _tensors(task: Task) -> list[Tensor]:
-    return [*_fit_tensors(task), task.test.x, task.test.y, *task.ood.values(), *task.validation_ood.values()]
+    return [*_fit_tensors(task), task.test.inputs(), task.test.y, *task.ood.values(), *task.validation_ood.values()]
 
 
 def _size(tensor: Tensor) -> int:

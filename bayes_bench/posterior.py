@@ -225,7 +225,7 @@ class WeightPosterior(ABC):
             "prior": repr(self.prior),
             "memory limit": self.memory_limit,
             "initial weights": _digest(self.initial.values()),
-            "data": _digest(tensor for part in parts for tensor in (part.x, part.y)),
+            "data": _digest(tensor for part in parts for block in part.blocks() for tensor in block),
             "augmentation": repr(data.train.augment),
         }
 
@@ -533,7 +533,7 @@ class WeightPosterior(ABC):
         scores = self._weight_spreads(weights)
         if data.validation is None:
             return scores
-        x, y = data.validation.x, data.validation.y
+        x, y = data.validation.inputs(), data.validation.y
         outputs = self.stacked(weights, x)
         scores["val_nll"] = float(log_mixture_nll(self.likelihood.nll(outputs, y, weights)).mean())
         predicted = self.likelihood.predict(outputs, weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from bayes_bench import data
 from bayes_bench.augmentation import Augmentation
 from bayes_bench.errors import DataError, UsageError
-from bayes_bench.examples import Examples, FitData
+from bayes_bench.examples import Examples, FitData, StoredInputs
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
 from bayes_bench.prior import GaussianPrior
 from bayes_bench.suite import CurveSpec, GaussianSpec, HeteroscedasticSpec, OODSpec, TaskSpec
@@ -35,8 +36,19 @@ class Standardiser:
     y_std: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def inputs(self, x: np.ndarray) -> Tensor:
-        """Raw inputs ``[N, ...]`` as the network sees them, float32."""
-        return _tensor((np.asarray(x, dtype=np.float64) - self.x_mean) / self.x_std)
+        """Raw inputs ``[N, ...]`` as the network sees them, float32; made in blocks, as float64 takes twice that."""
+        done = np.empty(x.shape, dtype=np.float32)
+        start = 0
+        for block in data.blocks(x):
+            done[start : start + len(block)] = (np.asarray(block, dtype=np.float64) - self.x_mean) / self.x_std
+            start += len(block)
+        return torch.from_numpy(done)
+
+    def inputs_of(self, part: data.Arrays) -> Tensor | StoredInputs:
+        """``inputs`` of a part of a split; what is in a file stays there, and the same is made of every row."""
+        if isinstance(part.x, data.StoredRows):
+            return StoredInputs(torch.Size(part.x.shape), partial(_read, part.x, self))
+        return self.inputs(part.x)
 
     def targets(self, y: np.ndarray) -> Tensor:
         """Class indices as they are (int64 ``[N]``); regression targets ``[N, D]`` standardised, float32."""
@@ -106,7 +118,7 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
     if spec.examples is not None:
         split, raw_ood, raw_validation_ood = _fewer(spec.examples, split, raw_ood, raw_validation_ood, notes)
     likelihood, standardiser = _likelihood(spec, split)
-    arrays = {
+    arrays: dict[str, np.ndarray | data.StoredRows] = {
         f"{part}/{name}": values
         for part, examples in (("train", split.train), ("validation", split.validation), ("test", split.test))
         for name, values in (("x", examples.x), ("y", examples.y))
@@ -117,7 +129,7 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
     augment = Augmentation(spec.augmentation.shift, spec.augmentation.flip) if spec.augmentation else None
 
     def examples(part: data.Arrays, augment: Augmentation | None = None) -> Examples:
-        return Examples(standardiser.inputs(part.x), standardiser.targets(part.y), augment)
+        return Examples(standardiser.inputs_of(part), standardiser.targets(part.y), augment)
 
     from bayes_bench.networks import build_network
 
@@ -209,11 +221,22 @@ def _likelihood(spec: TaskSpec, split: data.Split) -> tuple[Likelihood, Standard
     return Gaussian(noise / float(y_std[0]), dimensions), Standardiser(x_mean, x_std, y_mean, y_std)
 
 
-def _input_units(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _input_units(x: np.ndarray | data.StoredRows) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel ``[C, 1, 1]``, per feature ``[F]``, or of all values ``[]``."""
     axes = {4: (0, 2, 3), 2: (0,)}.get(x.ndim)
-    mean = x.mean(axis=axes, dtype=np.float64)
-    std = _positive(x.std(axis=axes, dtype=np.float64))
+    values = len(x) * math.prod(x.shape[1:]) / (x.shape[1] if axes else 1)
+
+    def total(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        sums = [np.sum(of(block), axis=axes, dtype=np.float64) for block in data.blocks(x)]
+        return np.stack(sums).sum(0)  # type: ignore[no-any-return]
+
+    def spread(block: np.ndarray) -> np.ndarray:
+        apart = block - (mean[:, None, None] if x.ndim == 4 else mean)
+        squares: np.ndarray = np.multiply(apart, apart, out=apart)
+        return squares
+
+    mean = total(np.asarray) / values
+    std = _positive(np.sqrt(total(spread) / values))
     return (mean[:, None, None], std[:, None, None]) if x.ndim == 4 else (np.asarray(mean), std)
 
 
@@ -231,13 +254,14 @@ def _curve(curve: CurveSpec, split: data.Split, standardiser: Standardiser) -> T
     return standardiser.inputs(np.linspace(curve.low, curve.high, curve.points)[:, None])
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+def _checksum(arrays: Mapping[str, np.ndarray | data.StoredRows]) -> str:
     """SHA-256 over the names, types, shapes and values of all raw arrays."""
     digest = hashlib.sha256()
-    for name in sorted(arrays):
-        values = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {values.dtype.newbyteorder('<').str} {values.shape}\n".encode())
-        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+    for name, values in sorted(arrays.items()):
+        little = values.dtype.newbyteorder("<")
+        digest.update(f"{name} {little.str} {values.shape}\n".encode())
+        for block in data.blocks(values):
+            digest.update(np.ascontiguousarray(block, dtype=little).data)
     return digest.hexdigest()
 
 
@@ -256,6 +280,10 @@ def _check_network(task: Task) -> None:
         raise UsageError(
             f"the network gives {given} for {wanted[0]} inputs, but {task.likelihood!r} needs {list(wanted)}"
         )
+
+
+def _read(rows: data.StoredRows, units: Standardiser, numbers: np.ndarray) -> Tensor:
+    return units.inputs(rows[numbers])
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -147,7 +147,7 @@ def check_names_and_shapes(method: Method) -> None:
 def check_fit_learns(method: Method) -> None:
     for make_problem in (classification, images):
         problem, posterior = make_problem(), _fitted(method, make_problem)
-        prediction = posterior.predict(problem.data.train.x, posterior.sample(20, seed=0))
+        prediction = posterior.predict(problem.data.train.inputs(), posterior.sample(20, seed=0))
         assert hasattr(prediction, "label")
         accuracy = float((prediction.label == problem.data.train.y).double().mean())
         assert accuracy >= 0.9, f"training accuracy is {accuracy:.2f} on separable classes; does the fit train?"
@@ -156,7 +156,7 @@ def check_fit_learns(method: Method) -> None:
 def check_fit_learns_regression(method: Method) -> None:
     problem, posterior = regression(), _fitted(method, regression)
     weights = posterior.sample(20, seed=0)
-    prediction = posterior.predict(problem.data.train.x, weights)
+    prediction = posterior.predict(problem.data.train.inputs(), weights)
     error = float(((prediction.mean - problem.data.train.y) ** 2).mean().sqrt())
     assert error < 0.25, f"training RMSE is {error:.2f} where the noise is 0.1; does the fit train?"
     noise = float(weights[LOG_NOISE].exp().mean())
@@ -323,7 +323,7 @@ def check_stacked_equals_loop(method: Method) -> None:
     for make_problem in (classification, images):
         problem, posterior = make_problem(), _fitted(method, make_problem)
         weights = posterior.sample(5, seed=0)
-        x = problem.data.train.x
+        x = problem.data.train.inputs()
         stacked = posterior.outputs(x, weights)
         names = dict(problem.network.named_parameters())
         looped = torch.stack(

@@ -338,7 +338,9 @@ def score(job: Job, task: Task, device: torch.device, memory_limit_mb: int = MEM
     posterior, fit, weights = execution.fit_and_draw(job, task, device, memory_limit_mb=memory_limit_mb)
     validation = task.fit_data.validation
     assert validation is not None
-    sets = {"validation": validation.x} | {f"validation_ood/{name}": x for name, x in task.validation_ood.items()}
+    sets = {"validation": validation.inputs()} | {
+        f"validation_ood/{name}": x for name, x in task.validation_ood.items()
+    }
     predictions = {
         f"{name}/{key}": values
         for name, x in sets.items()

@@ -102,6 +102,7 @@ def test_baselines_import_public_names_only(path):
         "bayes_bench.report",
         "bayes_bench.cli",
         "bayes_bench.data",
+        "bayes_bench.data.catalogue",
         "bayes_bench.hypergan.config",
         "bayes_bench_baselines.configs",
     ],

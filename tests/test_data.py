@@ -100,7 +100,7 @@ def test_data_root_from_argument_environment_or_cache(monkeypatch: pytest.Monkey
     ("spec", "message"),
     [
         (SourceSpec(source="digit"), "unknown data source 'digit', did you mean 'digits'?"),
-        (SourceSpec(source="letters"), "unknown data source 'letters'; known: csv, cubic"),
+        (SourceSpec(source="letters"), "unknown data source 'letters'; known: cifar10, csv"),
         (ood("cubic"), "unknown source of out-of-distribution inputs 'cubic'"),
         (SourceSpec(source="digits", size=3), "data source 'digits': unknown option 'size'"),
         (SourceSpec(source="mnist", train_per_clas=3), "did you mean 'train_per_class'?"),

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bayes_bench import data
-from bayes_bench.data import idx, mnist, notmnist
+from bayes_bench.data import idx, idx_set, mnist, notmnist
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.suite import OODSpec, SourceSpec
 
@@ -23,8 +24,20 @@ def idx_bytes(values: np.ndarray) -> bytes:
     return b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
 
 
-def no_download(data_root: Path) -> None:
+def no_download(*what: object) -> None:
     raise OSError("no network in this test")
+
+
+def pixels(rng: np.random.Generator, n: int, white: float, grey: float) -> np.ndarray:
+    """Images uint8 ``[n, 28, 28]`` with these parts of white pixels and of any grey; the others are black."""
+    kind = rng.random((n, 28, 28))
+    values = np.where(kind < white, 255, rng.integers(0, 256, kind.shape))
+    return np.where(kind < white + grey, values, 0).astype(np.uint8)
+
+
+def letters(n: int) -> np.ndarray:
+    """Random images as bold as notMNIST's."""
+    return pixels(np.random.default_rng(1), n, white=0.36, grey=0.12)
 
 
 @pytest.fixture
@@ -40,7 +53,8 @@ def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             content = idx_bytes(values)
             (folder / name).write_bytes(content)
             monkeypatch.setitem(mnist.FILES, name, hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(mnist, "download", no_download)
+    monkeypatch.setattr(idx_set, "download", no_download)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", no_download)
     return tmp_path
 
 
@@ -49,8 +63,7 @@ def letters_beside(small_mnist: Path) -> Path:
     """The file of notMNIST beside the small MNIST, which has 40 other random images."""
     folder = small_mnist / notmnist.FOLDER
     folder.mkdir(parents=True)
-    images = np.random.default_rng(1).integers(0, 256, (40, 28, 28), dtype=np.uint8)
-    (folder / notmnist.FILE).write_bytes(idx_bytes(images))
+    (folder / notmnist.FILE).write_bytes(idx_bytes(letters(40)))
     return small_mnist
 
 
@@ -72,7 +85,7 @@ def test_subset_is_fixed_balanced_and_apart_from_validation(small_mnist: Path) -
 
 
 def test_labels_stay_with_their_images(small_mnist: Path) -> None:
-    files = mnist.load_files(small_mnist)
+    files = mnist.SET.load(small_mnist)
     label_of = dict(zip((im.tobytes() for im in files["train-images-idx3-ubyte"]), np.arange(300) % 10, strict=True))
     split = data.load_split(SMALL, small_mnist)
     for part in (split.train, split.validation):
@@ -86,7 +99,7 @@ def test_without_a_subset_all_that_remain_are_trained_on(small_mnist: Path) -> N
 
 
 def test_more_images_than_there_are(small_mnist: Path) -> None:
-    with pytest.raises(UsageError, match=r"28 training and 5 validation images of the digit 0 .* has 30"):
+    with pytest.raises(UsageError, match=r"28 training and 5 validation images of the class '0' .* has 30"):
         data.load_split(SourceSpec(source="mnist", train_per_class=28, validation=50), small_mnist)
 
 
@@ -116,13 +129,13 @@ def test_missing_files_are_downloaded(small_mnist: Path, monkeypatch: pytest.Mon
     path = small_mnist / mnist.FOLDER / "train-images-idx3-ubyte"
     content = path.read_bytes()
     path.unlink()
-    monkeypatch.setattr(mnist, "download", lambda root: path.write_bytes(content))
+    monkeypatch.setattr(idx_set, "download", lambda *what: path.write_bytes(content))
     assert len(data.load_split(SMALL, small_mnist).train) == 100
 
 
 def test_a_download_that_leaves_files_missing(small_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (small_mnist / mnist.FOLDER / "train-images-idx3-ubyte").unlink()
-    monkeypatch.setattr(mnist, "download", lambda root: None)
+    monkeypatch.setattr(idx_set, "download", lambda *what: None)
     with pytest.raises(DataError, match="the download left train-images-idx3-ubyte missing"):
         data.load_split(SMALL, small_mnist)
 
@@ -132,7 +145,7 @@ def test_download_goes_through_torchvision_into_the_data_root(tmp_path: Path, mo
 
     calls = []
     monkeypatch.setattr(torchvision.datasets, "MNIST", lambda root, download: calls.append((root, download)))
-    mnist.download(tmp_path / "new")
+    mnist.SET.fetch(tmp_path / "new")
     assert calls == [(str(tmp_path / "new"), True)]
 
 
@@ -196,9 +209,17 @@ def test_notmnist_that_is_mnist_is_refused(letters_beside: Path, file: str) -> N
 
 def test_notmnist_with_shuffled_digits_is_refused(letters_beside: Path) -> None:
     """Another file, but the same pixels in another order."""
-    digits = mnist.load_files(letters_beside)["t10k-images-idx3-ubyte"][::-1]
+    digits = mnist.SET.load(letters_beside)["t10k-images-idx3-ubyte"][::-1]
     (letters_beside / notmnist.FOLDER / notmnist.FILE).write_bytes(idx_bytes(digits))
-    with pytest.raises(DataError, match="100% of the out-of-distribution set 'notMNIST' are inputs of the task"):
+    with pytest.raises(DataError, match=r"100% of the images in .* are MNIST's own, not notMNIST's"):
+        data.load_inputs(NOTMNIST, letters_beside, data.load_split(SMALL, letters_beside))
+
+
+def test_notmnist_that_looks_otherwise_is_refused(letters_beside: Path) -> None:
+    """Digits that are no MNIST at hand: they are too thin to be letters."""
+    thin = pixels(np.random.default_rng(2), 40, white=0.08, grey=0.1)
+    (letters_beside / notmnist.FOLDER / notmnist.FILE).write_bytes(idx_bytes(thin))
+    with pytest.raises(DataError, match=r"does not hold notMNIST's letters: the mean intensity is 0\.13"):
         data.load_inputs(NOTMNIST, letters_beside, data.load_split(SMALL, letters_beside))
 
 
@@ -207,6 +228,87 @@ def test_notmnist_truncated(letters_beside: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match="is truncated"):
         data.load_inputs(NOTMNIST, letters_beside, data.load_split(SMALL, letters_beside))
+
+
+# --- notMNIST's letter folders
+
+
+def write_letters(folder: Path, images: np.ndarray) -> None:
+    """Images one after the other into A, B, … J, with names in another order than they are written in."""
+    for number, image in enumerate(images):
+        letter = folder / notmnist.LETTERS[number % 10]
+        letter.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(letter / f"{(7 * number) % 1000:03}.png")
+
+
+@pytest.fixture
+def letter_folders(small_mnist: Path) -> Path:
+    """notMNIST_small with four images of every letter and the two files that are known to be unreadable."""
+    folder = small_mnist / "notMNIST" / "notMNIST_small"
+    write_letters(folder, letters(40))
+    for letter, name in notmnist.UNREADABLE.items():
+        (folder / letter / name).touch()
+    return small_mnist
+
+
+def test_letter_folders_in_the_order_of_letters_and_names(letter_folders: Path) -> None:
+    found = data.load_inputs(NOTMNIST, letter_folders, data.load_split(SMALL, letter_folders))
+    order = sorted(range(40), key=lambda number: (number % 10, (7 * number) % 1000))
+    np.testing.assert_array_equal(found.x[:, 0], letters(40)[order] / np.float32(255))
+    assert found.notes == (
+        "the 40 images of the letter folders notMNIST_small, not those of the t10k file",
+        "2 of the published files that are known to be unreadable are left out",
+    )
+
+
+def test_letter_folders_below_the_data_root(letter_folders: Path) -> None:
+    (letter_folders / "notMNIST" / "notMNIST_small").rename(letter_folders / "notMNIST_small")
+    assert len(data.load_inputs(NOTMNIST, letter_folders, data.load_split(SMALL, letter_folders)).x) == 40
+
+
+def test_an_unreadable_letter_is_named(letter_folders: Path) -> None:
+    path = letter_folders / "notMNIST" / "notMNIST_small" / "C" / "014.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"cannot read the image .*C/014\.png"):
+        data.load_inputs(NOTMNIST, letter_folders, data.load_split(SMALL, letter_folders))
+
+
+def test_a_letter_of_another_size_is_named(letter_folders: Path) -> None:
+    path = letter_folders / "notMNIST" / "notMNIST_small" / "B" / "007.png"
+    Image.new("L", (28, 30)).save(path)
+    with pytest.raises(DataError, match=r"B/007\.png is 30×28 pixels, not 28×28"):
+        data.load_inputs(NOTMNIST, letter_folders, data.load_split(SMALL, letter_folders))
+
+
+def test_a_missing_letter_is_named(letter_folders: Path) -> None:
+    (letter_folders / "notMNIST" / "notMNIST_small" / "H").rename(letter_folders / "elsewhere")
+    with pytest.raises(DataError, match="notMNIST_small has no folder H; it needs all of A to J"):
+        data.load_inputs(NOTMNIST, letter_folders, data.load_split(SMALL, letter_folders))
+
+
+def test_letter_folders_with_digits_are_refused(letter_folders: Path) -> None:
+    digits = mnist.SET.load(letter_folders)["t10k-images-idx3-ubyte"]
+    write_letters(letter_folders / "notMNIST" / "notMNIST_small", digits[:40])
+    with pytest.raises(DataError, match=r"100% of the images in .*notMNIST_small are MNIST's own"):
+        data.load_inputs(NOTMNIST, letter_folders, data.load_split(SMALL, letter_folders))
+
+
+def test_notmnist_is_fetched_checked_and_kept_zipped(small_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = idx_bytes(letters(30))
+
+    def download(address: str, root: str, filename: str) -> None:
+        assert address == notmnist.ADDRESS
+        (Path(root) / filename).write_bytes(gzip.compress(content))
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    folder = small_mnist / notmnist.FOLDER
+    with pytest.raises(DataError, match="gave another file than the published one"):
+        notmnist.fetch(small_mnist)
+    assert list(folder.iterdir()) == []
+    monkeypatch.setattr(notmnist, "SHA256", hashlib.sha256(content).hexdigest())
+    found = data.load_inputs(NOTMNIST, small_mnist, data.load_split(SMALL, small_mnist))
+    assert found.notes == ()
+    assert [path.name for path in folder.iterdir()] == [f"{notmnist.FILE}.gz"]
 
 
 # --- the real files

@@ -164,7 +164,7 @@ class APD(WeightPosterior):
             whole = {key.removeprefix("val_"): value for key, value in scores.items() if "/" not in key}
             loop.diagnose(**{f"{name}_{key}": value for key, value in whole.items()})
             if self.likelihood.kind == "classification":
-                entropy = self.predict(seen.validation.x, weights).entropy  # type: ignore[union-attr]
+                entropy = self.predict(seen.validation.inputs(), weights).entropy  # type: ignore[union-attr]
                 loop.diagnose(**{f"{name}_entropy": float(entropy.mean())})
         chosen = torch.randperm(len(teacher), generator=rng)[:PROJECTED].to(self.device)
         ours = self._flatten(self._sample(len(chosen), rng))

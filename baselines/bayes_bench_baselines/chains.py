@@ -117,7 +117,7 @@ def _predictions(
     """Probabilities or means ``[S, B, …]`` and NLL ``[S, B]``, in chunks of examples."""
     networks = next(iter(weights.values())).shape[0]
     size = max(1, BLOCK // (networks * posterior.likelihood.output_width))
-    for x, y in zip(examples.x.split(size), examples.y.split(size), strict=True):
+    for x, y in examples.blocks(size):
         outputs = posterior.outputs(x, weights)
         predicted = posterior.likelihood.predict(outputs, weights)
         values = predicted["log_probs"].exp() if "log_probs" in predicted else predicted["mean"]

@@ -57,6 +57,11 @@ class HMC(StoredChains):
 
     def _check_fit(self, data: FitData, budget: int) -> None:
         config = self.config
+        if not data.train.in_memory:
+            raise UsageError(
+                "hmc takes all training inputs at every step, which must be in memory; give it fewer examples in an "
+                "NPZ file (source npz), or leave it out"
+            )
         # Twice as many are kept while their number is unknown; choosing among them takes copies.
         self.require_memory(config.chains * (self._per_chain + 3), "lower samples", copies=4)
         each, reserve = self._costs(data)
@@ -153,7 +158,7 @@ class HMC(StoredChains):
         full = self.complete(weights)
 
         def step() -> Mapping[str, Tensor]:
-            losses = self.losses_to_grad(full, train.x, train.y)
+            losses = self.losses_to_grad(full, train.inputs(), train.y)
             (self.negative_log_prior(weights) / len(train)).sum().backward()
             optimizer.step()
             return {"loss": losses.mean()}
@@ -262,7 +267,7 @@ class Chains(Stateful):
     def _evaluate(self) -> Tensor:
         """Set the forces −σ_w ∇U at the current positions; returns the mean NLL, ``[chains]``."""
         posterior, n = self._posterior, len(self._train)
-        losses = posterior.losses_to_grad(self._full, self._train.x, self._train.y)
+        losses = posterior.losses_to_grad(self._full, self._train.inputs(), self._train.y)
         (posterior.negative_log_prior(self._weights) / n).sum().backward()
         self._forces = {
             name: -n * self._scales[name] * value.grad

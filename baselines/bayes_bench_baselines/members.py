@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bayes_bench import FitData, TensorState, TrainingLoop, WeightPosterior, WeightSamples, cosine_decay
+from bayes_bench import Examples, FitData, TensorState, TrainingLoop, WeightPosterior, WeightSamples, cosine_decay
 
 
 def fit_members(
@@ -34,11 +34,11 @@ def fit_members(
     batch_size = min(config.batch_size, len(data.train))
     batches = data.train.minibatches(batch_size, rng, networks=members)
     n = len(data.train)
-    epsilon = adversarial_epsilon * (data.train.x.amax(0) - data.train.x.amin(0))
+    epsilon = adversarial_epsilon * _ranges(data.train) if adversarial_epsilon else None
 
     def losses_and_gradients(x: Tensor, y: Tensor) -> Tensor:
         full = posterior.complete(weights)
-        if not adversarial_epsilon:
+        if epsilon is None:
             return posterior.losses_to_grad(full, x, y, own_inputs=True)
         x = x.detach().requires_grad_()
         losses = posterior.losses(full, x, y, own_inputs=True)
@@ -68,3 +68,9 @@ def fit_members(
         patience=config.patience,
     )
     return {name: value.detach() for name, value in weights.items()}
+
+
+def _ranges(examples: Examples) -> Tensor:
+    """Largest minus smallest value of each input, ``[...]``."""
+    highest, lowest = zip(*((x.amax(0), x.amin(0)) for x, _ in examples.blocks()), strict=True)
+    return torch.stack(highest).amax(0) - torch.stack(lowest).amin(0)

@@ -14,9 +14,25 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from bayes_bench.data import cifar, csv_file, cubic, digits, distorted, image_folder, letters, mnist, notmnist, npz
+from bayes_bench.data import (
+    cifar,
+    csv_file,
+    cubic,
+    digits,
+    distorted,
+    fashion_mnist,
+    image_folder,
+    kmnist,
+    letters,
+    mnist,
+    notmnist,
+    npy,
+    npz,
+    svhn,
+)
 from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream
 from bayes_bench.data.new_inputs import read_inputs
+from bayes_bench.data.stored import StoredRows, blocks
 from bayes_bench.errors import DataError, UsageError, unknown_name
 from bayes_bench.settings import Settings, explain
 from bayes_bench.suite import CategoricalSpec, OODSpec, SourceSpec, TaskSpec
@@ -27,7 +43,9 @@ __all__ = [
     "Inputs",
     "Source",
     "Split",
+    "StoredRows",
     "Stream",
+    "blocks",
     "check_spec",
     "check_task",
     "load_inputs",
@@ -39,7 +57,11 @@ __all__ = [
 
 SOURCES: dict[str, Source] = {
     module.SOURCE.name: module.SOURCE
-    for module in (digits, cubic, mnist, cifar, letters, notmnist, distorted, csv_file, npz, image_folder)
+    for module in (
+        *(digits, cubic, mnist, fashion_mnist, kmnist, cifar, svhn),
+        *(letters, notmnist, distorted),
+        *(csv_file, npz, npy, image_folder),
+    )
 }
 MOST_DIMENSIONS = 16  # of one input; records hold no more
 MAX_SHARED = 0.5  # part of an out-of-distribution set that may be equal to inputs of the task
@@ -169,7 +191,12 @@ def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
     if len(found.x) == 0:
         raise DataError(f"the out-of-distribution set {spec.name!r} is empty")
     _check_finite(found.x, f"the out-of-distribution set {spec.name!r}")
-    known = {hash(row.tobytes()) for part in (split.train, split.validation, split.test) for row in part.x}
+    known = {
+        hash(row.tobytes())
+        for part in (split.train, split.validation, split.test)
+        for block in blocks(part.x)
+        for row in block
+    }
     shared = sum(hash(row.tobytes()) in known for row in found.x) / len(found.x)
     if shared > MAX_SHARED:
         raise DataError(
@@ -179,7 +206,13 @@ def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
     return found
 
 
-def _check_finite(values: np.ndarray, what: str) -> None:
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))[0])
-        raise DataError(f"{what} contain NaN or infinity (first in example {row}); remove or impute these")
+def _check_finite(values: np.ndarray | StoredRows, what: str) -> None:
+    if not np.issubdtype(values.dtype, np.floating):
+        return
+    start = 0
+    for block in blocks(values):
+        finite = np.isfinite(block)
+        if not finite.all():
+            row = start + int(np.flatnonzero(~finite.reshape(len(block), -1).all(1))[0])
+            raise DataError(f"{what} contain NaN or infinity (first in example {row}); remove or impute these")
+        start += len(block)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from bayes_bench import machine
+from bayes_bench.data.files import Files
+from bayes_bench.data.stored import StoredRows
 from bayes_bench.errors import DataError
 from bayes_bench.settings import Settings, setting
 
@@ -19,9 +21,12 @@ REGRESSION = "give the task a likelihood of a regression: likelihood = { name = 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Inputs ``x``, float32 ``[N, ...]`` in raw units; targets ``y``, int64 ``[N]`` or float32 ``[N, D]``."""
+    """Inputs ``x``, float32 ``[N, ...]`` in raw units; targets ``y``, int64 ``[N]`` or float32 ``[N, D]``.
 
-    x: np.ndarray
+    Training inputs may stay in a file: then ``x`` is ``StoredRows``.
+    """
+
+    x: np.ndarray | StoredRows
     y: np.ndarray
 
     def __len__(self) -> int:
@@ -29,6 +34,10 @@ class Arrays:
 
     def __getitem__(self, index: np.ndarray) -> Arrays:
         return Arrays(self.x[index], self.y[index])
+
+    def inputs(self) -> np.ndarray:
+        """All of ``x``, in memory."""
+        return self.x if isinstance(self.x, np.ndarray) else self.x[:]
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class Source:
         kind: what its targets are, or None where options or the likelihood decide.
         split: ``(options, data_root, kind) -> Split``, or None where the source only gives inputs.
         inputs: ``(options, data_root, split) -> Inputs``, or None where it has no out-of-distribution set.
+        files: of a benchmark set, what ``bayes-bench data`` looks for, checks and fetches.
     """
 
     name: str
@@ -79,6 +89,7 @@ class Source:
     split: Callable[[Any, Path, Kind], Split] | None = None
     InputOptions: type[Settings] = Settings
     inputs: Callable[[Any, Path, Split], Inputs] | None = None
+    files: Files | None = None
 
 
 class FractionOptions(Settings):
@@ -228,4 +239,7 @@ def encode_labels(labels: Sequence[Any], known: tuple[str, ...] | None = None) -
 
 def unit_images(x: np.ndarray) -> np.ndarray:
     """Bytes become float32 in [0, 1]; anything else only changes its type to float32."""
-    return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
+    values = x.astype(np.float32)
+    if x.dtype == np.uint8:
+        values /= np.float32(255)
+    return values

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream, check_file, unit_images
+from bayes_bench.data.files import Files, Found, located, torchvision_remedy
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.settings import Settings, setting
 
@@ -109,21 +110,7 @@ def inputs(options: CifarInputOptions, data_root: Path, split: Split) -> Inputs:
 def load(data_root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 ``[N, 3, 32, 32]`` and labels ``[N]`` of the training or the test files, checked."""
     folder = data_root / FOLDER
-    missing = [name for name in FILES if not (folder / name).exists()]
-    if missing:
-        looked = f"CIFAR-10 is missing: {', '.join(missing)} not found in {folder}"
-        get = (
-            "get it where there is internet ("
-            "python -c \"import torchvision; torchvision.datasets.CIFAR10('DIR', download=True)\") "
-            "and point --data-root or BAYES_BENCH_DATA to DIR"
-        )
-        try:
-            download(data_root)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()
-            raise DataError(
-                f"{looked}; the download failed ({reason[-1] if reason else 'no reason'}); {get}"
-            ) from error
+    DATA_FILES.provide(data_root)
     for name in FILES:
         check(folder / name)
     from torchvision.datasets import CIFAR10
@@ -169,6 +156,27 @@ def download(data_root: Path) -> None:
         CIFAR10(str(data_root), download=True)
 
 
+def check_all(data_root: Path) -> str:
+    """Read what there is, as ``Files.check``."""
+    for path in _look(data_root).present:
+        check(path)
+    return "SHA-256 as published"
+
+
+def _look(data_root: Path) -> Found:
+    paths = {name: data_root / FOLDER / name for name in FILES}
+    return located({name: path if path.exists() else None for name, path in paths.items()})
+
+
+DATA_FILES = Files(
+    title="CIFAR-10",
+    folder=FOLDER,
+    look=_look,
+    check=check_all,
+    fetch=lambda data_root: download(data_root),
+    remedy=torchvision_remedy("CIFAR10('DIR', download=True)"),
+    licence="Krizhevsky, from the 80 Million Tiny Images; no licence is stated",
+)
 SOURCE = Source(
     name="cifar10",
     summary="CIFAR-10, colour images of 32×32 in ten classes, or some of its classes; downloaded where missing",
@@ -177,4 +185,5 @@ SOURCE = Source(
     split=split,
     InputOptions=CifarInputOptions,
     inputs=inputs,
+    files=DATA_FILES,
 )

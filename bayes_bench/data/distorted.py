@@ -25,7 +25,7 @@ class DistortedOptions(Settings):
 
 def inputs(options: DistortedOptions, data_root: Path, split: Split) -> Inputs:
     """One distorted copy of every validation input, in the same order and of the same shape."""
-    x = split.validation.x
+    x = split.validation.inputs()
     stream = Stream((DISTORTION_SEED, "distorted"))
     if x.ndim == 4:
         return Inputs(

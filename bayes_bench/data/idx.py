@@ -25,14 +25,6 @@ class IdxFile:
     sha256: str
 
 
-def find(folder: Path, name: str) -> Path | None:
-    """The file, or its gzipped form, or None."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    return None
-
-
 def read(path: Path) -> IdxFile:
     """Read an idx file of unsigned bytes.
 

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,9 +21,13 @@ from bayes_bench.data.base import (
     check_file,
     check_size,
     split_by_fractions,
+    unit_images,
 )
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.settings import Settings, setting
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -114,20 +118,7 @@ def read_images(files: Sequence[Path], size: Size | None, channels: int) -> tupl
     images: list[np.ndarray] = []
     resized, wanted = 0, size
     for file in files:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                opened = Image.open(file, formats=FORMATS)  # reads no more than the header
-            with opened:
-                if opened.width * opened.height > MOST_PIXELS:
-                    raise DataError(f"{file} is too large an image: {opened.width:,}×{opened.height:,} pixels")
-                image = opened.convert("L" if channels == 1 else "RGB")
-        except DataError:
-            raise
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise DataError(f"{file} is too large an image: {error}") from error
-        except Exception as error:  # decoders raise what they like on damaged files
-            raise DataError(f"cannot read the image {file}: {error}") from error
+        image = _open(file, channels)
         found = (image.height, image.width)
         if not images:
             # Bytes of all images, and as many single-precision numbers.
@@ -143,7 +134,47 @@ def read_images(files: Sequence[Path], size: Size | None, channels: int) -> tupl
             resized += 1
         images.append(np.asarray(image, dtype=np.uint8).reshape(*wanted, channels))
     stacked = np.stack(images).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(stacked).astype(np.float32) / np.float32(255), resized
+    return unit_images(np.ascontiguousarray(stacked)), resized
+
+
+def read_grey(files: Sequence[Path], root: Path, size: Size) -> np.ndarray:
+    """Grey levels uint8 ``[N, H, W]`` of images below ``root``, all of which must have this size.
+
+    Raises:
+        DataError: a file that is no image, of another size, or a link out of ``root``.
+    """
+    _refuse_links(root, files)
+    images = np.empty((len(files), *size), dtype=np.uint8)
+    for place, file in enumerate(files):
+        image = _open(file, channels=1)
+        if (image.height, image.width) != size:
+            raise DataError(f"{file} is {image.height}×{image.width} pixels, not {size[0]}×{size[1]}")
+        images[place] = np.asarray(image)
+    return images
+
+
+def _open(file: Path, channels: int) -> Image:
+    """An image in grey levels (1 channel) or colours (3).
+
+    Raises:
+        DataError: it is none, or too large.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(file, formats=FORMATS)  # reads no more than the header
+        with opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise DataError(f"{file} is too large an image: {opened.width:,}×{opened.height:,} pixels")
+            return opened.convert("L" if channels == 1 else "RGB")
+    except DataError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} is too large an image: {error}") from error
+    except Exception as error:  # decoders raise what they like on damaged files
+        raise DataError(f"cannot read the image {file}: {error}") from error
 
 
 def _shrinks(found: Size, wanted: Size) -> bool:

@@ -72,11 +72,26 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _read_array(file: IO[bytes], size: int, path: Path) -> np.ndarray:
     """An array in NumPy's format from a file of ``size`` bytes, whose header is looked at before anything is read."""
+    shape, fortran, dtype = read_header(file, size, path)
+    claimed = math.prod(shape) * dtype.itemsize
+    check_size(path, claimed)
+    content = file.read(claimed)
+    if len(content) != claimed or file.read(1):
+        raise DataError(f"{path} is damaged: an array has not the size that its header says")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def read_header(file: IO[bytes], size: int, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran order, and type of an array in NumPy's format in a file of ``size`` bytes.
+
+    Raises:
+        DataError: no such array, one of Python objects, or one that claims more than there is.
+    """
     form = np.lib.format
     try:
         version = form.read_magic(file)
-        read_header = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}[version]
-        shape, fortran, dtype = read_header(file)
+        read = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(file)
     except Exception as error:  # the header is a Python literal: whatever its parser raises
         raise DataError(f"{path} is not an NPZ or NPY file of plain arrays") from error
     if dtype.hasobject:
@@ -84,11 +99,7 @@ def _read_array(file: IO[bytes], size: int, path: Path) -> np.ndarray:
     claimed = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or claimed > size:
         raise DataError(f"{path} is damaged: an array claims {claimed:,} bytes, there are {size:,}")
-    check_size(path, claimed)
-    content = file.read(claimed)
-    if len(content) != claimed or file.read(1):
-        raise DataError(f"{path} is damaged: an array has not the size that its header says")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return shape, fortran, dtype
 
 
 def as_inputs(values: np.ndarray, channels_last: bool, what: str) -> np.ndarray:
@@ -124,7 +135,7 @@ def split(options: NpzOptions, data_root: Path, kind: Kind) -> Split:
     classes: tuple[str, ...] = ()
     for part, (x_name, y_name) in parts.items():
         x = as_inputs(arrays[x_name], options.channels_last, f"{path}: {x_name}")
-        y, classes = _targets(arrays[y_name], kind, classes if part != "train" else None, f"{path}: {y_name}")
+        y, classes = as_targets(arrays[y_name], kind, classes if part != "train" else None, f"{path}: {y_name}")
         if len(x) != len(y):
             raise DataError(f"{path}: {x_name} has {len(x)} examples, {y_name} has {len(y)}")
         if part != "train" and x.shape[1:] != examples["train"].x.shape[1:]:
@@ -143,9 +154,10 @@ def split(options: NpzOptions, data_root: Path, kind: Kind) -> Split:
     return Split(train, validation, test, classes)
 
 
-def _targets(
+def as_targets(
     values: np.ndarray, kind: Kind, known: tuple[str, ...] | None, what: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class indices int64 ``[N]`` and the classes' names, or values float32 ``[N, D]`` and none; ``known`` classes."""
     if kind == "regression":
         if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
             raise DataError(f"{what}: regression targets must be numbers, got {values.dtype}")

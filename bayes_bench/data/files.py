@@ -1,0 +1,91 @@
+"""The files of a benchmark set: what a source says of them, for ``bayes-bench data`` and for its own errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bayes_bench.errors import DataError
+
+
+@dataclass(frozen=True)
+class Found:
+    """What of a set's files is there; nothing has been read."""
+
+    present: tuple[Path, ...]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> str:
+        """``present``, ``missing`` or ``partly there``."""
+        if not self.present:
+            return "missing"
+        return "partly there" if self.missing else "present"
+
+
+@dataclass(frozen=True)
+class Files:
+    """A benchmark set that lies in files below the data root.
+
+    Attributes:
+        title: what people call the set.
+        folder: where it is looked for, below the data root.
+        look: ``data_root -> Found``; reads nothing.
+        check: ``data_root -> sentence``: reads all that is there, refuses what is damaged or foreign with a
+            ``DataError``, and says what was checked.
+        fetch: ``data_root``: downloads what is missing; whatever it raises beside a ``DataError`` is a failed download.
+        remedy: how to get the files where the download does not work.
+        licence: in words, with where the set comes from.
+    """
+
+    title: str
+    folder: Path
+    look: Callable[[Path], Found]
+    check: Callable[[Path], str]
+    fetch: Callable[[Path], None]
+    remedy: str
+    licence: str
+
+    def provide(self, data_root: Path) -> None:
+        """Download what is missing.
+
+        Raises:
+            DataError: it cannot be had; the sentence says what, where and what to do.
+        """
+        missing = self.look(data_root).missing
+        if not missing:
+            return
+        looked = f"{self.title} is missing: {', '.join(missing)} not found in {data_root / self.folder}"
+        try:
+            self.fetch(data_root)
+        except (OSError, RuntimeError) as error:  # RuntimeError is torchvision's for all mirrors failing
+            reason = str(error).strip().splitlines()
+            raise DataError(
+                f"{looked}; the download failed ({reason[-1] if reason else 'no reason'}); {self.remedy}"
+            ) from error
+        if still := self.look(data_root).missing:
+            raise DataError(f"{looked}; the download left {', '.join(still)} missing; {self.remedy}")
+
+
+def torchvision_remedy(call: str) -> str:
+    """The remedy where torchvision has the set; ``call`` such as ``MNIST('DIR', download=True)``."""
+    return (
+        f'get it where there is internet (python -c "import torchvision; torchvision.datasets.{call}") '
+        "and point --data-root or BAYES_BENCH_DATA to DIR"
+    )
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """The file, or its gzipped form, or None."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    return None
+
+
+def located(paths: Mapping[str, Path | None]) -> Found:
+    """Of files by name, those that have a path and those that have none."""
+    return Found(
+        tuple(path for path in paths.values() if path), tuple(name for name, path in paths.items() if not path)
+    )
