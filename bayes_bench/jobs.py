@@ -12,7 +12,7 @@ from bayes_bench.errors import DataError, PluginError, UsageError, unknown_name
 from bayes_bench.machine import MEMORY_LIMIT_MB
 from bayes_bench.settings import LARGEST_INTEGER, Settings, parse_toml
 from bayes_bench.store import RECORD, canonical_hash, job_state, read_record, safe_name
-from bayes_bench.suite import LARGEST_SEED, MethodEntry, SuiteSpec, TaskSpec
+from bayes_bench.suite import LARGEST_SEED, CategoricalSpec, MethodEntry, SuiteSpec, TaskSpec
 
 # Parts of a task that change no result by themselves: texts, hints, what a job resolves on its own (budget and
 # settings), where the data come from and how many are used (the checksum speaks for the data, so a moved file changes
@@ -198,7 +198,7 @@ def plan(
 
     Raises:
         UsageError: an unknown method, label or setting, a value of the wrong type, a data source or option that
-            does not exist, or one job in two suites.
+            does not exist, a published number of an unknown metric, or one job in two suites.
         PluginError: a method that is asked for is broken.
     """
     from bayes_bench.data import check_task
@@ -216,6 +216,7 @@ def plan(
     for suite in suites:
         for task in suite.tasks:
             check_task(task)
+            _check_published(suite, task)
             _check_task_settings(suite, task, registered)
             for entry in entries[suite.name]:
                 settings = _settings(task, entry, overrides)
@@ -255,6 +256,30 @@ def find_finished(job: Job, run_dir: Path, device: str = "auto", memory_limit_mb
         if any(job_state(folder, key).kind == "finished" for key in keys):
             return True
     return False
+
+
+def _check_published(suite: SuiteSpec, task: TaskSpec) -> None:
+    """A misspelt metric would stand beside nothing.
+
+    Raises:
+        UsageError: the metric does not exist for the task, or speaks of a set that the task does not have.
+    """
+    if not task.published:
+        return
+    from bayes_bench import metrics  # here, because it is of no use to most suites and builds on SciPy
+
+    where = f"suite {suite.name!r}, task {task.name!r}: published"
+    kind = "classification" if isinstance(task.likelihood, CategoricalSpec) else "regression"
+    for claim in task.published:
+        metric = metrics.find(claim.metric, kind)
+        if metric is None:
+            known = [metric.name for metric in metrics.CATALOGUE if metric.kind in ("any", kind)]
+            raise UsageError(f"{where}: {unknown_name('metric', claim.metric, known)}")
+        if metric.over in ("ood", "validation_ood"):
+            sets = [spec.name for spec in (task.ood if metric.over == "ood" else task.validation_ood)]
+            if (name := claim.metric.partition("/")[2]) not in sets:
+                unknown = unknown_name("out-of-distribution set", name, sets)
+                raise UsageError(f"{where}: metric {claim.metric!r}: {unknown}")
 
 
 def _entries(

@@ -341,33 +341,9 @@ def load_suite(name_or_path: str) -> SuiteSpec:
     for task in suite.tasks:
         try:
             check_task(task)
-            _check_published(task)
         except UsageError as error:
             raise UsageError(f"{path}: task {task.name!r}: {error}") from error
     return suite
-
-
-def _check_published(task: TaskSpec) -> None:
-    """A misspelt metric would stand beside nothing.
-
-    Raises:
-        UsageError: the metric does not exist for the task, or speaks of a set that the task does not have.
-    """
-    if not task.published:
-        return
-    from bayes_bench import metrics  # here, because it is of no use to most suites and builds on SciPy
-
-    kind = "classification" if isinstance(task.likelihood, CategoricalSpec) else "regression"
-    for claim in task.published:
-        metric = metrics.find(claim.metric, kind)
-        if metric is None:
-            known = [metric.name for metric in metrics.CATALOGUE if metric.kind in ("any", kind)]
-            raise UsageError(f"published: {unknown_name('metric', claim.metric, known)}")
-        if metric.over in ("ood", "validation_ood"):
-            sets = [spec.name for spec in (task.ood if metric.over == "ood" else task.validation_ood)]
-            if (name := claim.metric.partition("/")[2]) not in sets:
-                where = unknown_name("out-of-distribution set", name, sets)
-                raise UsageError(f"published: metric {claim.metric!r}: {where}")
 
 
 def _read(path: Path) -> str:

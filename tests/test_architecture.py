@@ -31,8 +31,7 @@ LAYERS = [
     "cli",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
-# A suite's data options are checked by the sources, the metrics of its published numbers by the catalogue: lazily.
-ALLOWED_UPWARD = {("suite", "data"), ("suite", "metrics")}
+ALLOWED_UPWARD = {("suite", "data")}  # a suite's data options are checked by the sources, lazily
 
 
 def imports(path):

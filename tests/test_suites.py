@@ -100,10 +100,10 @@ def test_a_published_number_of_an_unknown_metric_is_refused(tmp_path: Path, metr
     claim = '[[tasks.published]]\nmethod = "map"\nmetric = "{}"\nvalue = 0.9\nsource = "A"\n'
     for known in ("accuracy@100", "nll", "ood_auroc/far", "weight_diversity/conv1"):
         file.write_text(CSV_SUITE + claim.format(known))
-        assert load_suite(str(file)).tasks[0].published[0].metric == known
+        assert plan([load_suite(str(file))])[0].task.published[0].metric == known
     file.write_text(CSV_SUITE + claim.format(metric))
     with pytest.raises(UsageError) as caught:
-        load_suite(str(file))
+        plan([load_suite(str(file))])
     assert sentence in str(caught.value)
 
 
