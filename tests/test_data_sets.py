@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import socket
+import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from test_data_mnist import idx_bytes, letters, no_download, pixels
 
 from bayes_bench import cli, data
-from bayes_bench.data import catalogue, fashion_mnist, idx_set, kmnist, mnist, notmnist, svhn
+from bayes_bench.data import catalogue, fashion_mnist, files, idx_set, kmnist, mnist, notmnist, svhn
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.suite import OODSpec, SourceSpec
 
@@ -386,3 +388,17 @@ def test_real_statistics_are_inside_the_stated_ranges_and_mnist_outside() -> Non
 def test_names_of_no_set_are_an_error() -> None:
     with pytest.raises(UsageError, match="unknown data set 'digits'"):
         catalogue.chosen(("digits",))
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SILENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def fetch(data_root: Path) -> None:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.getsockname()[1]}/") as answer:
+                answer.read()
+
+        silent = replace(mnist.SOURCE.files, fetch=fetch)
+        with pytest.raises(DataError, match="the download failed .*timed out"):
+            silent.provide(tmp_path)
+    assert socket.getdefaulttimeout() is None

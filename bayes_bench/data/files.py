@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bayes_bench.errors import DataError
+
+SILENCE = 30.0
+"""Seconds without an answer after which a download has failed."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class Files:
             return
         looked = f"{self.title} is missing: {', '.join(missing)} not found in {data_root / self.folder}"
         try:
-            self.fetch(data_root)
+            with _impatient():
+                self.fetch(data_root)
         except (OSError, RuntimeError) as error:  # RuntimeError is torchvision's for all mirrors failing
             reason = str(error).strip().splitlines()
             raise DataError(
@@ -66,6 +72,17 @@ class Files:
             ) from error
         if still := self.look(data_root).missing:
             raise DataError(f"{looked}; the download left {', '.join(still)} missing; {self.remedy}")
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Torchvision waits without end for a server, or a firewall, that says nothing."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def torchvision_remedy(call: str) -> str:
