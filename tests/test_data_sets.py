@@ -399,6 +399,6 @@ def test_a_server_that_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatc
                 answer.read()
 
         silent = replace(mnist.SOURCE.files, fetch=fetch)
-        with pytest.raises(DataError, match="the download failed .*timed out"):
+        with pytest.raises(DataError, match=r"the download failed .*timed out"):
             silent.provide(tmp_path)
     assert socket.getdefaulttimeout() is None
