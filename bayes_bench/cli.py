@@ -491,7 +491,7 @@ def tune(
     from bayes_bench import jobs, tuning
     from bayes_bench.suite import load_suite
 
-    spec = load_suite(suite).quick_variant() if quick else load_suite(suite)
+    spec = load_suite(suite)
     search = tuning.plan(
         spec,
         method,
@@ -499,9 +499,10 @@ def tune(
         seeds=jobs.parse_seeds(seeds) if seeds is not None else tuning.SEEDS,
         overrides=[jobs.parse_override(text) for text in settings],
         budget_scale=budget_scale,
+        quick=quick,
     )
     several = f"-{search.task.name}" if len(spec.tasks) > 1 else ""
-    folder = out or Path("reports/tuning") / f"{spec.name}{several}-{method}"
+    folder = out or Path("reports/tuning") / f"{search.suite}{several}-{method}"
     tuning.check(folder)
     from bayes_bench import terminal
 

@@ -188,6 +188,7 @@ def plan(
     seeds: Sequence[int] = SEEDS,
     overrides: Iterable[Override] = (),
     budget_scale: float = 1.0,
+    quick: bool = False,
 ) -> Search:
     """What ``tune`` will search. Needs no data.
 
@@ -195,10 +196,11 @@ def plan(
         method: a label of the suite's entries, or the name of a registered method.
         task: its name; may be left out where the suite has only one.
         seeds: training seeds of every trial, none of the suite's own.
+        quick: on the suite's quick variant; the suite's own seeds stay its own, as both have the same settings.
         overrides: settings that are fixed and so not searched, as are those of the suite's own entry.
 
     Raises:
-        UsageError: an unknown method, task or setting, a seed of the suite, or nothing to search.
+        UsageError: an unknown method, task or setting, a seed of the suite, no quick variant, or nothing to search.
         PluginError: the method is broken.
     """
     names = [spec.name for spec in suite.tasks]
@@ -210,6 +212,10 @@ def plan(
         raise UsageError(
             f"--seeds: {', '.join(map(str, taken))} is a seed of the suite {suite.name!r}, whose results must not "
             "depend on what was tuned with it; take others, e.g. 100,101"
+        )
+    if quick:
+        return plan(
+            suite.quick_variant(), method, task=task, seeds=seeds, overrides=overrides, budget_scale=budget_scale
         )
     (chosen,) = [spec for spec in suite.tasks if task in (None, spec.name)]
     chosen = chosen.model_copy(update={"ood": ()})

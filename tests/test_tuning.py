@@ -18,7 +18,7 @@ from bayes_bench import MethodConfig, Range, cli, execution, metrics, registry, 
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.jobs import Override, plan
 from bayes_bench.settings import search_space
-from bayes_bench.suite import SuiteSpec
+from bayes_bench.suite import QuickSpec, SuiteSpec
 from bayes_bench.tuning import Rule, Trial
 
 LETTERS = {"name": "letters-val", "source": "letters", "letters": "K-T"}
@@ -147,6 +147,15 @@ def test_fixed_settings_are_not_searched() -> None:
 def test_what_cannot_be_searched_is_one_sentence(method: str, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         tuning.plan(suite(), method, **options)
+
+
+def test_seeds_of_the_suite_are_its_own_in_the_quick_variant_too() -> None:
+    full = suite().model_copy(update={"quick": QuickSpec(budget_scale=0.5, seeds=(5,))})
+    assert 1 in full.seeds
+    for seed in (1, 5):
+        with pytest.raises(UsageError, match=f"{seed} is a seed of the suite"):
+            search(full, seeds=[seed], quick=True)
+    assert search(full, seeds=[100], quick=True).suite == full.name + "-quick"
 
 
 def test_one_of_several_tasks_is_named() -> None:
