@@ -189,12 +189,16 @@ def display_labels(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def display_tasks(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Comparison → the task's name, with a suffix where one task has several (another budget, other data)."""
+    """Comparison → the task's name, with a suffix where several suites have one of that name (as a suite and its quick
+    variant do), or one task has several comparisons (another budget, other data).
+    """
     comparisons: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     for record in records:
         comparisons[record["suite"], record["task"]][comparison_of(record)] = record
+    suites = Counter(task for _, task in comparisons)
     names = {}
-    for (_, task), several in comparisons.items():
+    for (suite, name), several in comparisons.items():
+        task = name if suites[name] == 1 else f"{name} ({suite})"
         budgets = Counter((record.get("budget") or {}).get("total") for record in several.values())
         for comparison, record in several.items():
             budget = (record.get("budget") or {}).get("total")

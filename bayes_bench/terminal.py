@@ -272,7 +272,7 @@ def result_tables(run_dir: Path) -> list[Table]:
             values = [_mean_and_std(cells.get(name), factor, decimals) for name, _, factor, decimals in columns]
             rows.append([str(entries["method"].iloc[0]), str(seeds) if seeds else "failed", *values])
         headers = ["method", "seeds", *(header for _, header, _, _ in columns)]
-        title = task if task.startswith(suite) else f"{suite}: {task}"
+        title = task if task.startswith(suite) or f"({suite})" in task else f"{suite}: {task}"
         tables.append(table(headers, rows, title=title, numbers_from=1))
     return tables
 

@@ -123,6 +123,16 @@ def test_another_budget_is_another_comparison():
     assert set(analysis.display_labels([first, second]).values()) == {"map"}
 
 
+def test_a_task_of_several_suites_is_named_with_its_suite():
+    full, _ = make_job(METHODS["map"], 0, examples=40)
+    quick = full | {"suite": "digits-quick"}
+    names = analysis.display_tasks([full, quick])
+    assert names[analysis.comparison_of(full)] == "digits (digits)"
+    assert names[analysis.comparison_of(quick)] == "digits (digits-quick)"
+    alarmed = analysis.alarms([full, quick | {"alarms": ["collapse"]}])
+    assert alarmed == [("digits (digits-quick), map, seed 0", "collapse")]
+
+
 def test_seeds_titles_and_hints_make_no_variant():
     first, _ = make_job(METHODS["map"], 0, examples=40)
     second, _ = make_job(METHODS["map"], 1, examples=40)

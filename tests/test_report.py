@@ -22,7 +22,7 @@ from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write
 from bayes_bench import analysis, report
 from bayes_bench.report.charts import CHARTS, AccuracyCurve, Curves, Diversity, EntropyCDF, Look, Reliability, Training
 from bayes_bench.report.page import open_book, without_figures
-from bayes_bench.report.tables import decimals_for, number, signed
+from bayes_bench.report.tables import decimals_for, number, signed, tables_for
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"networks": 12, "examples": 120, "ood": {"ood/letters": 90, "validation_ood/letters-kt": 30}}
@@ -409,6 +409,15 @@ def test_entropy_distribution_is_one_at_ln_c(book):
     last = frame.groupby("data").last()
     assert last["entropy ≤"].tolist() == pytest.approx([np.log(10)] * 2)
     assert (last.drop(columns="entropy ≤") == 1).all().all()
+
+
+def test_the_threshold_of_the_alarm_is_said_where_the_first_method_has_one_network(book):
+    comparison = next(comparison for comparison in book.comparisons if comparison.name == "digits")
+    records = dict(sorted(comparison.records.items(), key=lambda item: item[0] != "map"))
+    assert next(iter(records)) == "map"
+    tables = tables_for(replace(comparison, records=records))
+    (diversity,) = [table for table in tables if table.caption == "Diversity of predictions"]
+    assert "A total variation below 0.01 raises the collapse alarm." in diversity.remarks
 
 
 def test_diversity_leaves_out_one_network(book):

@@ -447,7 +447,10 @@ def _function_table(comparison: Comparison) -> Table | None:
     ]
     columns += [Column(f"total_variation/{name}", name, group="Total variation") for name in comparison.ood_sets]
     columns += [Column("total_variation/outside", "outside the data", group="Total variation")]
-    threshold = (comparison.any_record.get("collapse") or {}).get("threshold")
+    found = (
+        record["collapse"] for records in comparison.records.values() for record in records if record.get("collapse")
+    )
+    threshold = next((collapse["threshold"] for collapse in found), None)
     remarks = ["No diversity is a target: nothing is marked."]
     if threshold is not None:
         remarks.append(f"A total variation below {threshold:g} raises the collapse alarm.")
