@@ -311,6 +311,30 @@ def test_notmnist_is_fetched_checked_and_kept_zipped(small_mnist: Path, monkeypa
     assert [path.name for path in folder.iterdir()] == [f"{notmnist.FILE}.gz"]
 
 
+def test_an_interrupted_download_of_notmnist_leaves_nothing(small_mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = idx_bytes(letters(30))
+    monkeypatch.setattr(notmnist, "SHA256", hashlib.sha256(content).hexdigest())
+    folder = small_mnist / notmnist.FOLDER
+
+    def interrupted(address: str, root: str, filename: str) -> None:
+        (Path(root) / filename).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        notmnist.fetch(small_mnist)
+    assert list(folder.iterdir()) == []
+
+    def download(address: str, root: str, filename: str) -> None:
+        if not (Path(root) / filename).exists():  # torchvision keeps what is there
+            (Path(root) / filename).write_bytes(gzip.compress(content))
+
+    (folder / f"{notmnist.FILE}.part.gz").write_bytes(b"of a process that was killed")
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    notmnist.fetch(small_mnist)
+    assert [path.name for path in folder.iterdir()] == [f"{notmnist.FILE}.gz"]
+
+
 # --- the real files
 
 

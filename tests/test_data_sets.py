@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import os
 import socket
 import urllib.request
@@ -388,6 +389,24 @@ def test_real_statistics_are_inside_the_stated_ranges_and_mnist_outside() -> Non
 def test_names_of_no_set_are_an_error() -> None:
     with pytest.raises(UsageError, match="unknown data set 'digits'"):
         catalogue.chosen(("digits",))
+
+
+def test_whatever_a_server_answers_is_a_failed_download(tmp_path: Path) -> None:
+    def fetch(data_root: Path) -> None:
+        raise http.client.BadStatusLine("neither OSError nor RuntimeError")
+
+    with pytest.raises(DataError, match=r"the download failed \(neither OSError"):
+        replace(mnist.SOURCE.files, fetch=fetch).provide(tmp_path)
+
+
+def test_the_remedy_for_svhn_names_what_is_missing(small_svhn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*arguments: object, **options: object) -> None:
+        raise OSError("offline")
+
+    monkeypatch.setattr("torchvision.datasets.SVHN", fetch)
+    (small_svhn / svhn.FOLDER / "train_32x32.mat").unlink()
+    with pytest.raises(DataError, match=r"SVHN\('DIR/svhn', 'train', download=True\)\"\)"):
+        data.load_split(spec("svhn"), small_svhn)
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

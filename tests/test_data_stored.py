@@ -114,6 +114,7 @@ def test_npy_paths_count_from_the_suite(tmp_path: Path) -> None:
         (lambda folder: np.save(folder / "y.npy", np.arange(7)), r"x\.npy has 120 examples, .*y\.npy has 7"),
         (lambda folder: np.save(folder / "x.npy", np.asfortranarray(np.ones((120, 3)))), "is in Fortran order"),
         (lambda folder: np.save(folder / "x.npy", np.ones((0, 3))), r"x\.npy holds no examples"),
+        (lambda folder: np.save(folder / "x.npy", np.ones((120, 0))), r"an input of shape \[0\] holds no values"),
         (lambda folder: np.save(folder / "x.npy", np.float64(1.0)), r"x\.npy holds no examples"),
         (lambda folder: np.save(folder / "x.npy", np.array(["a"] * 120)), "inputs must be an array of numbers"),
         (lambda folder: np.save(folder / "x.npy", np.array([None] * 120)), "holds Python objects"),

@@ -152,6 +152,8 @@ def load_split(spec: SourceSpec, data_root: Path, kind: Kind | None = None) -> S
             f"data source {spec.source!r}: an input has {len(split.input_shape)} dimensions, at most {MOST_DIMENSIONS} "
             "are possible; flatten it"
         )
+    if 0 in split.input_shape:
+        raise DataError(f"data source {spec.source!r}: an input of shape {list(split.input_shape)} holds no values")
     for part, arrays in (("training", split.train), ("validation", split.validation), ("test", split.test)):
         if len(arrays) == 0:
             raise DataError(f"data source {spec.source!r}: no {part} examples")

@@ -65,7 +65,9 @@ class Files:
         try:
             with _impatient():
                 self.fetch(data_root)
-        except (OSError, RuntimeError) as error:  # RuntimeError is torchvision's for all mirrors failing
+        except DataError:
+            raise
+        except Exception as error:  # servers and proxies answer what they like, and torchvision raises it
             reason = str(error).strip().splitlines()
             raise DataError(
                 f"{looked}; the download failed ({reason[-1] if reason else 'no reason'}); {self.remedy}"
@@ -85,12 +87,10 @@ def _impatient() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def torchvision_remedy(call: str) -> str:
-    """The remedy where torchvision has the set; ``call`` such as ``MNIST('DIR', download=True)``."""
-    return (
-        f'get it where there is internet (python -c "import torchvision; torchvision.datasets.{call}") '
-        "and point --data-root or BAYES_BENCH_DATA to DIR"
-    )
+def torchvision_remedy(*calls: str) -> str:
+    """The remedy where torchvision has the set; ``calls`` such as ``MNIST('DIR', download=True)``."""
+    code = "; ".join(["import torchvision", *(f"torchvision.datasets.{call}" for call in calls)])
+    return f'get it where there is internet (python -c "{code}") and point --data-root or BAYES_BENCH_DATA to DIR'
 
 
 def find(folder: Path, name: str) -> Path | None:

@@ -137,9 +137,10 @@ def fetch(data_root: Path) -> None:
     with FileLock(data_root / ".notmnist.lock"):
         if find(folder, FILE) is not None:
             return
-        download_url(ADDRESS, str(folder), f"{FILE}.part.gz")
         fetched = folder / f"{FILE}.part.gz"
+        fetched.unlink(missing_ok=True)  # what a killed download left would be taken for the whole file
         try:
+            download_url(ADDRESS, str(folder), fetched.name)
             sha256 = idx.read(fetched).sha256
             if sha256 != SHA256:
                 raise DataError(f"{ADDRESS} gave another file than the published one (SHA-256 {sha256[:12]}…)")

@@ -142,7 +142,9 @@ def _files(*names: str) -> Files:
         look=lambda data_root: _look(data_root, names),
         check=check,
         fetch=lambda data_root: _fetch(data_root, names),
-        remedy=torchvision_remedy("SVHN('DIR/svhn', split='test', download=True)"),
+        remedy=torchvision_remedy(
+            *(f"SVHN('DIR/svhn', '{name.partition('_')[0]}', download=True)" for name in names),
+        ),
         licence="Netzer and others, from Google Street View, for non-commercial use only",
     )
 
