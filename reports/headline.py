@@ -80,13 +80,12 @@ class Reference:
     def tasks(self) -> list[str]:
         """In the order they were run."""
         planned = list(dict.fromkeys(job["task"] for job in self.run["jobs"]))
-        names = list(dict.fromkeys(self.summary["task"]))
-        return sorted(names, key=lambda name: next((i for i, task in enumerate(planned) if name.startswith(task)), 0))
+        return sorted(dict.fromkeys(self.summary["task"]), key=lambda task: planned.index(self.spec(task)["name"]))
 
     def spec(self, task: str) -> Mapping[str, Any]:
-        """The task as the suite has it; a task with several budgets has a suffix in its name."""
-        specs = [spec for suite in self.run["suites"] for spec in suite["tasks"]]
-        return next((s for s in specs if task == s["name"]), next(s for s in specs if task.startswith(s["name"])))
+        """The task as the suite has it; a task with several budgets, or of several suites, has a suffix in its name."""
+        specs = [spec for suite in self.run["suites"] for spec in suite["tasks"] if task.startswith(spec["name"])]
+        return max(specs, key=lambda spec: len(spec["name"]))  # a name may begin like another: digits, digits-mlp
 
     def rows(self, task: str) -> pd.DataFrame:
         """Of the summary, in the order of the methods in the plan."""
@@ -230,7 +229,7 @@ def _named(name: str, found: Mapping[str, Reference], page: Path) -> str:
     makers["claims"] = lambda: claims_table(reference)
     makers |= {task: lambda task=task: task_table(reference, task) for task in reference.tasks}  # type: ignore[misc]
     if part not in makers:
-        raise UsageError(f"{page.name}: table {name!r}: {unknown_name('table', part, makers)}")
+        raise UsageError(f"{page.name}: table {name!r}: {unknown_name('table', part, filter(None, makers))}")
     return makers[part]()
 
 
@@ -278,9 +277,9 @@ def without_paths(content: Any) -> Any:
 
 
 def _without_folders(word: str) -> str:
-    """An argument; of an absolute path the last component."""
+    """An argument; of a path that is absolute, or leads out of the current folder, the last component."""
     option, equals, value = word.rpartition("=")
-    return f"{option}{equals}{Path(value).name}" if value.startswith(("/", "~")) else word
+    return f"{option}{equals}{Path(value).name}" if value.startswith(("/", "~", "../")) else word
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

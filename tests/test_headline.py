@@ -108,7 +108,7 @@ def test_a_table_says_what_the_tables_of_the_run_say(headline: ModuleType, run_d
     ("name", "sentence"),
     [
         ("digit", "page.md: table 'digit': unknown folder of results 'digit', did you mean 'digits'"),
-        ("digits/x", "page.md: table 'digits/x': unknown table 'x'; known: , claims, digits"),
+        ("digits/x", "page.md: table 'digits/x': unknown table 'x'; known: claims, digits"),
     ],
 )
 def test_a_table_of_nothing_is_an_error(
@@ -127,6 +127,31 @@ def test_a_run_without_results_is_not_added(headline: ModuleType, tmp_path: Path
     with pytest.raises(UsageError, match="has no finished job; nothing to commit"):
         headline.add(tmp_path / "run", "digits", tmp_path / "reference")
     assert not (tmp_path / "reference").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("/home/a/runs/x", "x"),
+        ("--out=~/runs/x", "--out=x"),
+        ("../../a/runs/x", "x"),
+        ("reports/runs/x", "reports/runs/x"),
+    ],
+)
+def test_folders_of_the_machine_leave_a_command(headline: ModuleType, word: str, kept: str) -> None:
+    assert headline._without_folders(word) == kept
+
+
+def test_a_task_that_begins_like_another_has_its_own_title_and_place(headline: ModuleType, tmp_path: Path) -> None:
+    names = ("digits", "digits-mlp")
+    plan = {
+        "jobs": [{"task": name} for name in reversed(names)],
+        "suites": [{"tasks": [{"name": name, "budget": len(name)}]} for name in names],
+    }
+    shown = ["digits", "digits-mlp (budget 400)"]
+    reference = headline.Reference(tmp_path, plan, pd.DataFrame({"task": shown}), None)
+    assert [reference.spec(task)["name"] for task in shown] == list(names)
+    assert reference.tasks == shown[::-1]
 
 
 def test_what_looks_like_a_path_and_is_none_stays(headline: ModuleType) -> None:
