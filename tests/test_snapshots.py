@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bayes_bench import (
     WeightPosterior,
     registry,
 )
+from bayes_bench.augmentation import Augmentation
 from bayes_bench.errors import DataError
 from bayes_bench.snapshots import Snapshots, _pack, _read, _unpack
 from bayes_bench.stopping import Stop
@@ -197,6 +199,10 @@ def test_time_between_snapshots_and_the_end_of_a_part(tmp_path: Path, monkeypatc
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "hypergan": {"networks": 2, "pretrain_steps": 10, "keep_best": True, "patience": 3},
+    "hypergan-repulsion": {
+        "networks": 2, "pretrain_steps": 10, "repulsion_weight": 0.3, "patience": 3, "diversity_fall": 0.05,
+        "final_learning_rate": 1.0,
+    },
     "map": {"keep_best": True},
     "ensemble": {"members": 2},
     "ensemble-adversarial": {"members": 2, "adversarial_epsilon": 0.01},
@@ -215,11 +221,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def build(name: str, kind: str = "classification") -> tuple[WeightPosterior, FitData, int]:
-    problem = {"classification": classification, "regression": regression, "images": images}[kind]()
+    problem = {"classification": classification, "regression": regression}.get(kind, images)()
+    data = problem.data
+    if kind == "augmented":
+        data = replace(data, train=replace(data.train, augment=Augmentation(shift=1, flip=True)))
     method = name.partition("-")[0]
     config = registry.resolve_config(method, SETTINGS[name])
     posterior = registry.method_class(method)(problem.network, problem.likelihood, None, config)
-    return posterior, problem.data, 12_000
+    return posterior, data, 12_000
 
 
 def fitted(name: str, kind: str, kept: Snapshots | None) -> tuple[dict[str, Tensor], Any]:
@@ -228,8 +237,10 @@ def fitted(name: str, kind: str, kept: Snapshots | None) -> tuple[dict[str, Tens
     return posterior.sample(20, seed=1), summary
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression"])
-@pytest.mark.parametrize("name", SETTINGS)
+CASES = [(name, kind) for name in SETTINGS for kind in ("classification", "regression")]
+
+
+@pytest.mark.parametrize(("name", "kind"), [*CASES, ("map", "augmented"), ("hypergan-repulsion", "augmented")])
 def test_an_interrupted_fit_ends_with_the_same_networks(tmp_path: Path, name: str, kind: str) -> None:
     expected, straight = fitted(name, kind, None)
     untouched, summary = fitted(name, kind, snapshots(tmp_path / "every-step"))
