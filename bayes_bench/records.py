@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bayes_bench.errors import DataError, DivergenceError, printable
 from bayes_bench.settings import LARGEST_NUMBER, NAME_PATTERN
+from bayes_bench.suite import COLLAPSE_THRESHOLD
 
 LONGEST_TEXT = 20_000
 MOST_NETWORKS = 1000
@@ -127,7 +128,7 @@ class TaskTable(Part):
     budget: Positive | None = None
     reference: Text | None = None
     published: list[Claim] = []
-    collapse_threshold: float | None = None
+    collapse_threshold: float = COLLAPSE_THRESHOLD
 
 
 class Collapse(Part):

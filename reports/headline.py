@@ -128,15 +128,21 @@ def task_table(reference: Reference, task: str) -> str:
 
 
 def claims_table(reference: Reference) -> str:
-    """Published numbers beside ours; empty where the suite has none."""
+    """Published numbers beside ours, and below what share of the budget ours had; empty where the suite has none."""
     if reference.published is None or reference.published.empty:
         return ""
-    lines = [
-        [f"`{c.method}`", c.metric, c.measured, c.seeds, c.published, c.difference, f"{c.source} {c.note}".strip()]
-        for c in claims(reference.published)
-    ]
+    tasks = list(dict.fromkeys(reference.published["task"]))
+    several = len(tasks) > 1
+    lines = []
+    for c in claims(reference.published):
+        source = f"{c.source} {c.note}".strip()
+        ours = [f"`{c.method}`", c.metric, c.measured, c.seeds, c.published, c.difference, source]
+        lines.append([c.task, *ours] if several else ours)
     headers = ["method", "metric", "ours", "seeds", "published (claim)", "difference", "source"]
-    return _markdown(headers, lines)
+    table = _markdown(["task", *headers] if several else headers, lines)
+    shares = {task: _share(reference, task) for task in tasks}
+    remarks = [f"{task}: ours had **{share} the suite's budget**." for task, share in shares.items() if share]
+    return "\n\n".join([table, *remarks])
 
 
 def folder_tables(reference: Reference) -> str:
@@ -189,12 +195,23 @@ def _cell(row: Mapping[Any, Any], column: Column, decimals: int) -> str:
 
 
 def _budget(reference: Reference, task: str) -> str:
-    rows = reference.rows(task)
-    total = round(float((rows["evaluations_spent"] + rows["evaluations_unspent"]).max()))
-    full = reference.spec(task)["budget"]
-    share = share_in_words(total / full)
-    short = f", **{share} the suite's budget** of {full:,}" if share else ""
+    if not np.isfinite(_total(reference, task)):
+        return "No job has finished."
+    share = _share(reference, task)
+    short = f", **{share} the suite's budget** of {reference.spec(task)['budget']:,}" if share else ""
+    total = round(_total(reference, task))
     return f"Budget: {total:,} gradient evaluations per job{short}. Mean ± standard deviation over seeds."
+
+
+def _share(reference: Reference, task: str) -> str:
+    """The budget of a task's jobs in words of the suite's; empty where it is that, or no job has finished."""
+    total = _total(reference, task)
+    return share_in_words(total / reference.spec(task)["budget"]) if np.isfinite(total) else ""
+
+
+def _total(reference: Reference, task: str) -> float:
+    rows = reference.rows(task)
+    return float((rows["evaluations_spent"] + rows["evaluations_unspent"]).max())
 
 
 def _markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -92,6 +93,11 @@ def test_a_table_says_what_the_tables_of_the_run_say(headline: ModuleType, run_d
     accuracy = 100 * summary.loc["hypergan", "accuracy"]
     assert f"| `hypergan` | accuracy, % | {accuracy:.2f} ±" in claims
     assert "| `apd` | accuracy, % | – | – | 98.61 | – | Paper A from memory |" in claims
+    assert claims.endswith("\n\ndigits: ours had **a quarter of the suite's budget**.")
+    twice = pd.concat([found["digits"].published, found["digits"].published.assign(task="digits (digits-quick)")])
+    of_two = headline.claims_table(replace(found["digits"], published=twice))
+    assert of_two.startswith("| task | method |")
+    assert "| digits (digits-quick) | `hypergan` |" in of_two
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- table all -->\nold\n<!-- end -->\nb\n<!-- table digits/claims -->\n<!-- end -->\nc\n")
     text = headline.written(page, found)

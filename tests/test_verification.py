@@ -162,6 +162,7 @@ def test_a_job_in_another_jobs_folder_is_found(run_dir: Path) -> None:
         {"metrics": [{"value": 1}]},
         {"kind": ["regression"]},
         {"task_spec": 7},
+        {"task_spec": {"name": "t", "collapse_threshold": None}},
         {"fit": {"diagnostics": {"answer": "x"}}},
     ],
     ids=lambda changes: next(iter(changes)),
