@@ -260,9 +260,13 @@ class TrainingLoop:
                         position.best = score
                         best_state = _copy(state) if keep_best and math.isfinite(score) else None
                     seen = patience is not None and math.isfinite(position.best)
-                    diversity = row.get("disagreement_normalised", row.get("epistemic_std", 0.0))
-                    position.widest = max(position.widest, diversity)
-                    fallen = diversity_fall is None or diversity <= (1 - diversity_fall) * position.widest
+                    # Undefined where no example is misclassified: then nothing is known to have fallen.
+                    diversity = row.get("disagreement_normalised", row.get("epistemic_std"))
+                    if diversity is not None:
+                        position.widest = max(position.widest, diversity)
+                    fallen = diversity_fall is None or (
+                        diversity is not None and diversity <= (1 - diversity_fall) * position.widest
+                    )
                     if seen and position.stale >= (patience or 0) and fallen and not last:
                         self.stopped = "early"
                         last = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from bayes_bench import data
-from bayes_bench.data import cifar
+from bayes_bench.data import cifar, svhn
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.suite import OODSpec, SourceSpec, load_suite
 from bayes_bench.tasks import build_task
@@ -138,6 +139,19 @@ def test_a_foreign_batch_is_never_unpickled(small_cifar: Path, tmp_path: Path) -
     with pytest.raises(DataError, match="data_batch_2 is not CIFAR-10's file"):
         data.load_split(spec(), small_cifar)
     assert not (tmp_path / "executed").exists()
+
+
+def test_an_optional_set_is_not_downloaded(small_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(data_root: Path) -> None:
+        pytest.fail("tried to download")
+
+    assert svhn.SOURCE.files is not None
+    monkeypatch.setattr(svhn, "SOURCE", replace(svhn.SOURCE, files=replace(svhn.SOURCE.files, fetch=download)))
+    monkeypatch.setitem(data.SOURCES, "svhn", svhn.SOURCE)
+    split = data.load_split(spec(validation_per_class=4), small_cifar)
+    digits = OODSpec(name="SVHN", source="svhn", optional=True)
+    with pytest.raises(DataError, match="SVHN is missing: .* bayes-bench data fetch svhn gets it"):
+        data.load_inputs(digits, small_cifar, split)
 
 
 REAL = os.environ.get("BAYES_BENCH_DATA")

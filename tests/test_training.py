@@ -206,3 +206,11 @@ def test_a_fall_of_diversity_alone_stops_nothing():
         1000, cost=10, validate=lambda: next(rows), validation_cost=1, patience=2, diversity_fall=0.5
     )
     assert loop.stopped == "budget"
+
+
+def test_a_diversity_that_is_undefined_has_not_fallen():
+    rows = iter([{"val_nll": 1.0, "disagreement_normalised": 0.8}, *({"val_nll": 1.0} for _ in range(30))])
+    loop, _ = counting_loop(
+        1000, cost=10, validate=lambda: next(rows), validation_cost=1, patience=2, diversity_fall=0.5
+    )
+    assert loop.stopped == "budget"

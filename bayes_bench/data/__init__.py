@@ -184,6 +184,12 @@ def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
     options = check_spec(spec)
     source = SOURCES[spec.source]
     assert source.inputs is not None
+    if spec.optional and source.files and source.files.look(data_root).state == "missing":
+        # Every process that builds the task would try in vain to download it.
+        raise DataError(
+            f"{source.files.title} is missing: nothing of it in {data_root / source.files.folder}; "
+            f"bayes-bench data fetch {source.name} gets it"
+        )
     found = source.inputs(options, data_root, split)
     if tuple(found.x.shape[1:]) != split.input_shape:
         raise DataError(
