@@ -150,7 +150,7 @@ def test_an_optional_set_is_not_downloaded(small_cifar: Path, monkeypatch: pytes
     monkeypatch.setitem(data.SOURCES, "svhn", svhn.SOURCE)
     split = data.load_split(spec(validation_per_class=4), small_cifar)
     digits = OODSpec(name="SVHN", source="svhn", optional=True)
-    with pytest.raises(DataError, match="SVHN is missing: .* bayes-bench data fetch svhn gets it"):
+    with pytest.raises(DataError, match=r"SVHN is missing: .* bayes-bench data fetch svhn gets it"):
         data.load_inputs(digits, small_cifar, split)
 
 
