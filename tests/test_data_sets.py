@@ -273,7 +273,7 @@ def test_list_says_what_is_there_and_who_needs_it(small_sets: Path, call: Callab
     code, out, _ = call("list", "--data-root", small_sets)
     assert code == 0
     rows = {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if line.strip()}
-    assert "mnist present 0.262 MB MNIST/raw mnist-5000" in rows["mnist"]
+    assert "mnist present 0.262 MB MNIST/raw ablation, mnist-5000, mnist" in rows["mnist"]
     assert "kmnist partly there" in rows["kmnist"]
     assert "svhn missing svhn cifar10" in rows["svhn"]
     assert f"Data root: {small_sets}" in out

@@ -640,7 +640,7 @@ class Training(Chart):
             axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             return
-        pad = 0.06 * (high - low) or 0.01
+        pad = 0.06 * (high - low) or 0.01 * max(1.0, abs(high))  # a tiny pad is lost beside a huge number
         if panel.startswith("Discriminator"):
             axes.axhline(50, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))  # it cannot tell codes apart
             axes.set_ylim(min(low, 45), max(high, 55))
