@@ -101,21 +101,6 @@ class FractionOptions(Settings):
     kind: Kind | None = setting(None, "what the targets are; where not given, the likelihood says it")
 
 
-def check_file(path: Path) -> None:
-    """Refuse what is no file of its own: a missing one, a folder, a device or a pipe that would never end.
-
-    Raises:
-        DataError: says what it is.
-    """
-    try:
-        if not path.exists():
-            raise DataError(f"cannot read {path}: No such file or directory")
-        if not path.is_file():
-            raise DataError(f"cannot read {path}: it is not a file")
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-
-
 def check_size(path: Path, size: int) -> None:
     """Refuse data of more bytes in memory than half of the machine has; small files can hold or claim any number.
 

@@ -6,15 +6,14 @@ SHA-256 is that of the published files.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream, check_file, unit_images
-from bayes_bench.data.files import Files, Found, located, torchvision_remedy
+from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream, unit_images
+from bayes_bench.data.files import Files, Found, check_digest, located, torchvision_remedy
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.settings import Settings, setting
 
@@ -112,7 +111,7 @@ def load(data_root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
     folder = data_root / FOLDER
     DATA_FILES.provide(data_root)
     for name in FILES:
-        check(folder / name)
+        check_digest(folder / name, "CIFAR-10", FILES[name])
     from torchvision.datasets import CIFAR10
 
     try:
@@ -120,25 +119,6 @@ def load(data_root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
     except RuntimeError as error:  # its own checksums
         raise DataError(f"torchvision refuses the files in {folder}: {error}") from error
     return batches.data.transpose(0, 3, 1, 2), np.asarray(batches.targets)
-
-
-def check(path: Path) -> None:
-    """Refuse a batch that is not the published file, byte by byte: reading another would run whatever it holds.
-
-    Raises:
-        DataError: unreadable, or another file.
-    """
-    check_file(path)
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    if sha256 != FILES[path.name]:
-        raise DataError(
-            f"{path} is not CIFAR-10's file (SHA-256 {sha256[:12]}…, expected {FILES[path.name][:12]}…), truncated "
-            "perhaps; delete it and fetch it again"
-        )
 
 
 def download(data_root: Path) -> None:
@@ -159,7 +139,7 @@ def download(data_root: Path) -> None:
 def check_all(data_root: Path) -> str:
     """Read what there is, as ``Files.check``."""
     for path in _look(data_root).present:
-        check(path)
+        check_digest(path, "CIFAR-10", FILES[path.name])
     return "SHA-256 as published"
 
 

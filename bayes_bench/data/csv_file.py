@@ -21,11 +21,11 @@ from bayes_bench.data.base import (
     Kind,
     Source,
     Split,
-    check_file,
     check_size,
     encode_labels,
     split_by_fractions,
 )
+from bayes_bench.data.files import check_file
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.settings import Settings, setting
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,6 +86,44 @@ def _impatient() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no file of its own: a missing one, a folder, a device or a pipe that would never end.
+
+    Raises:
+        DataError: says what it is.
+    """
+    try:
+        if not path.exists():
+            raise DataError(f"cannot read {path}: No such file or directory")
+        if not path.is_file():
+            raise DataError(f"cannot read {path}: it is not a file")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_digest(path: Path, title: str, expected: str) -> None:
+    """Refuse a file that is not the published one, byte by byte; reading another might run whatever it holds.
+
+    Args:
+        expected: its SHA-256, or its MD5 where no better is published, in hexadecimal digits.
+
+    Raises:
+        DataError: unreadable, or another file.
+    """
+    check_file(path)
+    name, algorithm = ("SHA-256", "sha256") if len(expected) == 64 else ("MD5", "md5")
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, algorithm).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if found != expected:
+        raise DataError(
+            f"{path} is not {title}'s file ({name} {found[:12]}…, expected {expected[:12]}…), truncated perhaps; "
+            "delete it and fetch it again"
+        )
 
 
 def torchvision_remedy(*calls: str) -> str:

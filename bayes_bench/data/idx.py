@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bayes_bench.data.base import check_file, check_size
+from bayes_bench.data.base import check_size
+from bayes_bench.data.files import check_file
 from bayes_bench.errors import DataError
 
 

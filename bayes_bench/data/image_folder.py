@@ -18,11 +18,11 @@ from bayes_bench.data.base import (
     Kind,
     Source,
     Split,
-    check_file,
     check_size,
     split_by_fractions,
     unit_images,
 )
+from bayes_bench.data.files import check_file
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.settings import Settings, setting
 

@@ -18,10 +18,10 @@ from bayes_bench.data.base import (
     Kind,
     Source,
     Split,
-    check_file,
     check_size,
     split_by_fractions,
 )
+from bayes_bench.data.files import check_file
 from bayes_bench.data.stored import StoredRows
 from bayes_bench.errors import DataError
 from bayes_bench.settings import setting

@@ -22,12 +22,12 @@ from bayes_bench.data.base import (
     Kind,
     Source,
     Split,
-    check_file,
     check_size,
     encode_labels,
     split_by_fractions,
     unit_images,
 )
+from bayes_bench.data.files import check_file
 from bayes_bench.errors import DataError
 from bayes_bench.settings import Settings, setting
 

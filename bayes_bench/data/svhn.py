@@ -6,14 +6,13 @@ A file is decoded only after its checksum is the published one.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, check_file, split_indices, unit_images
-from bayes_bench.data.files import Files, Found, located, torchvision_remedy
+from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, split_indices, unit_images
+from bayes_bench.data.files import Files, Found, check_digest, located, torchvision_remedy
 from bayes_bench.errors import DataError
 from bayes_bench.settings import Settings, setting
 
@@ -79,7 +78,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: unreadable, or another file.
     """
-    _check_sum(path)
+    check_digest(path, "SVHN", FILES[path.name])
     from scipy.io import loadmat
 
     try:
@@ -88,20 +87,6 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # decoders raise what they like
         raise DataError(f"cannot read {path}: {error}") from error
     return images, labels
-
-
-def _check_sum(path: Path) -> None:
-    check_file(path)
-    try:
-        with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, "md5").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    if md5 != FILES[path.name]:
-        raise DataError(
-            f"{path} is not SVHN's file (MD5 {md5[:12]}…, expected {FILES[path.name][:12]}…), truncated perhaps; "
-            "delete it and fetch it again"
-        )
 
 
 def _find(data_root: Path, name: str) -> Path | None:
@@ -118,7 +103,7 @@ def _look(data_root: Path, names: tuple[str, ...]) -> Found:
 def check(data_root: Path) -> str:
     """Read what there is, as ``Files.check``."""
     for path in _look(data_root, tuple(FILES)).present:
-        _check_sum(path)
+        check_digest(path, "SVHN", FILES[path.name])
     return "MD5 as published"
 
 
