@@ -135,7 +135,7 @@ def claims_table(reference: Reference) -> str:
     several = len(tasks) > 1
     lines = []
     for c in claims(reference.published):
-        source = f"{c.source} {c.note}".strip()
+        source = f"{c.source}: {c.note}" if c.note else c.source
         ours = [f"`{c.method}`", c.metric, c.measured, c.seeds, c.published, c.difference, source]
         lines.append([c.task, *ours] if several else ours)
     headers = ["method", "metric", "ours", "seeds", "published (claim)", "difference", "source"]
