@@ -92,7 +92,7 @@ def test_a_table_says_what_the_tables_of_the_run_say(headline: ModuleType, run_d
     claims = headline.claims_table(found["digits"])
     accuracy = 100 * summary.loc["hypergan", "accuracy"]
     assert f"| `hypergan` | accuracy, % | {accuracy:.2f} ±" in claims
-    assert "| `apd` | accuracy, % | – | – | 98.61 | – | Paper A from memory |" in claims
+    assert "| `apd` | accuracy, % | – | – | 98.61 | – | Paper A: from memory |" in claims
     assert claims.endswith("\n\ndigits: ours had **a quarter of the suite's budget**.")
     twice = pd.concat([found["digits"].published, found["digits"].published.assign(task="digits (digits-quick)")])
     of_two = headline.claims_table(replace(found["digits"], published=twice))
