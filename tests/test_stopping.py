@@ -36,15 +36,18 @@ def test_a_request_may_come_from_elsewhere() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_requests(number: signal.Signals) -> None:
     stop, said = Stop(), []
-    before = signal.getsignal(number)
-    with on_signals(stop, lambda: said.append("stopping")):
-        with stop.deferred():
-            os.kill(os.getpid(), number)
-            assert stop.requested
-            assert said == ["stopping"]
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
+    usual = signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
+    try:
+        with on_signals(stop, lambda: said.append("stopping")):
+            with stop.deferred():
+                os.kill(os.getpid(), number)
+                assert stop.requested
+                assert said == ["stopping"]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, usual)
 
 
 def test_a_terminal_that_may_be_closed_is_no_request() -> None:
