@@ -564,19 +564,20 @@ def reference(run_dir: Path, method: str, task: str | None, out: Path) -> None:
 
 
 def _print_results(run_dir: Path) -> None:
-    from bayes_bench import store, terminal
+    from bayes_bench import terminal
+    from bayes_bench.analysis import load_run
 
-    console = terminal.stdout()
-    for problem in store.read_records(run_dir)[1]:
+    console, found = terminal.stdout(), load_run(run_dir)
+    for problem in found.problems:
         click.echo(problem, err=True)
-    tables = terminal.result_tables(run_dir)
+    tables = terminal.result_tables(found.records)
     for table in tables:
         console.print(table)
     if tables:
         console.print("mean ± standard deviation over seeds; n/a: the page says why", style="dim")
-    for table in terminal.published_tables(run_dir):
+    for table in terminal.published_tables(found.records):
         console.print(table)
-    for line in terminal.alarm_lines(run_dir):
+    for line in terminal.alarm_lines(found.records):
         console.print(line, style="bold red", markup=False)
 
 

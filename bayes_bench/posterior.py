@@ -541,11 +541,11 @@ class WeightPosterior(ABC):
             summary = summarise_classes(predicted["log_probs"])
             scores["val_accuracy"] = float((summary.label == y).double().mean())
             if summary.networks > 1:
-                votes = torch.nn.functional.one_hot(predicted["log_probs"].argmax(-1), summary.mean.shape[1])
-                counts = votes.sum(0).double()
+                labels = predicted["log_probs"].argmax(-1)
+                counts = torch.nn.functional.one_hot(labels, summary.mean.shape[1]).sum(0).double()
                 agreeing = (counts * (counts - 1)).sum(-1) / (summary.networks * (summary.networks - 1))
                 scores["disagreement"] = float(1 - agreeing.mean())
-                errors = float((predicted["log_probs"].argmax(-1) != y).double().mean())
+                errors = float((labels != y).double().mean())
                 if errors > 0:
                     scores["disagreement_normalised"] = scores["disagreement"] / errors
                 scores["mutual_information"] = float(summary.mutual_information.mean())

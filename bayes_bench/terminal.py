@@ -243,11 +243,10 @@ def table(
     return made
 
 
-def result_tables(run_dir: Path) -> list[Table]:
-    """A table per task of the run folder: headline metrics, mean ± standard deviation over seeds."""
-    from bayes_bench.analysis import load_records, results_frame, summary_frame
+def result_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """A table per task: headline metrics, mean ± standard deviation over seeds."""
+    from bayes_bench.analysis import results_frame, summary_frame
 
-    records = load_records(run_dir)
     if not records:
         return []
     results = results_frame(records)
@@ -277,12 +276,11 @@ def result_tables(run_dir: Path) -> list[Table]:
     return tables
 
 
-def published_tables(run_dir: Path) -> list[Table]:
+def published_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Published numbers beside ours, a table per task; none where they would fill more than a screen."""
-    from bayes_bench.analysis import budget_share, comparison_of, display_tasks, load_records, published_frame
+    from bayes_bench.analysis import budget_share, comparison_of, display_tasks, published_frame
     from bayes_bench.report.tables import claims, share_in_words
 
-    records = load_records(run_dir)
     frame = published_frame(records)
     if len(frame) > MOST_CLAIMS:
         return []
@@ -303,11 +301,11 @@ def published_tables(run_dir: Path) -> list[Table]:
     return tables
 
 
-def alarm_lines(run_dir: Path) -> list[str]:
-    """A line per collapse alarm of the run folder."""
-    from bayes_bench.analysis import alarms, load_records
+def alarm_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line per collapse alarm."""
+    from bayes_bench.analysis import alarms
 
-    return [printable(f"ALARM {place}: {sentence}") for place, sentence in alarms(load_records(run_dir))]
+    return [printable(f"ALARM {place}: {sentence}") for place, sentence in alarms(records)]
 
 
 def _mean_and_std(entry: Mapping[Any, Any] | None, factor: float, decimals: int | None) -> str:

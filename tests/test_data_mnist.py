@@ -99,7 +99,7 @@ def test_without_a_subset_all_that_remain_are_trained_on(small_mnist: Path) -> N
 
 
 def test_more_images_than_there_are(small_mnist: Path) -> None:
-    with pytest.raises(UsageError, match=r"28 training and 5 validation images of the class '0' .* has 30"):
+    with pytest.raises(UsageError, match=r"28 training and 5 validation images of the class '0' .* have 30"):
         data.load_split(SourceSpec(source="mnist", train_per_class=28, validation=50), small_mnist)
 
 

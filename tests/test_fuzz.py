@@ -391,4 +391,4 @@ def test_a_page_of_numbers_at_their_bounds(kind: str, value: float, tmp_path: Pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         assert "</html>" in report.write(tmp_path).read_text(encoding="utf-8")
-        assert result_tables(tmp_path)
+        assert result_tables(analysis.load_records(tmp_path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 from bayes_bench import machine
 from bayes_bench.data.files import Files
 from bayes_bench.data.stored import StoredRows
-from bayes_bench.errors import DataError
+from bayes_bench.errors import DataError, UsageError
 from bayes_bench.settings import Settings, setting
 
 Kind = Literal["classification", "regression"]
@@ -205,6 +205,34 @@ def split_by_fractions(
             f"or, where the targets are quantities, {REGRESSION}"
         )
     return train, validation, test if test is not None else data[parts[1]]
+
+
+def split_per_class(
+    members: Mapping[str, np.ndarray], train: int | None, validation: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of training and validation examples, equally many validation examples of every class.
+
+    Args:
+        members: of every class the indices in a fixed order: training examples come first, validation ones right after
+            them, so that a training subset never meets its validation set.
+        train: training examples of every class; None: all that validation leaves.
+        validation: validation examples of every class.
+        name: of the source, for the message.
+
+    Raises:
+        UsageError: more examples asked for than a class has.
+    """
+    chosen, held_out = [], []
+    for label, indices in members.items():
+        first = len(indices) - validation if train is None else train
+        if first < 1 or first + validation > len(indices):
+            raise UsageError(
+                f"{name}: {train or 1} training and {validation} validation images of the class {label!r} were asked "
+                f"for, but the training files have {len(indices):,}"
+            )
+        chosen.append(indices[:first])
+        held_out.append(indices[first : first + validation])
+    return np.sort(np.concatenate(chosen)), np.sort(np.concatenate(held_out))
 
 
 def encode_labels(labels: Sequence[Any], known: tuple[str, ...] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:

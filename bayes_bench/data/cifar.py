@@ -12,9 +12,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, field_validator
 
-from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream, unit_images
-from bayes_bench.data.files import Files, Found, check_digest, located, torchvision_remedy
-from bayes_bench.errors import DataError, UsageError
+from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream, split_per_class, unit_images
+from bayes_bench.data.files import Files, Found, check_digest, download, located, torchvision_remedy
+from bayes_bench.errors import DataError
 from bayes_bench.settings import Settings, setting
 
 SPLIT_SEED = 5000
@@ -31,29 +31,26 @@ FILES = {
 }
 
 Class = Annotated[int, Field(ge=0, le=9)]
-_CLASSES_HELP = "numbers of the classes, 0 airplane to 9 truck, in the order of the labels; not given: all ten"
 
 
-def _distinct(classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    if classes is not None and len(set(classes)) < max(1, len(classes)):
-        raise ValueError("give every class once, and at least one")
-    return classes
+class CifarInputOptions(Settings):
+    classes: tuple[Class, ...] | None = setting(
+        None, "numbers of the classes, 0 airplane to 9 truck, in the order of the labels; not given: all ten"
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and len(set(value)) < max(1, len(value)):
+            raise ValueError("give every class once, and at least one")
+        return value
 
 
-class CifarOptions(Settings):
-    classes: tuple[Class, ...] | None = setting(None, _CLASSES_HELP)
+class CifarOptions(CifarInputOptions):
     train_per_class: int | None = setting(
         None, "a fixed training subset of so many images per class; not given: all that remain", ge=1
     )
     validation_per_class: int = setting(500, "validation images per class, taken from the training files", ge=1)
-
-    _check = field_validator("classes")(_distinct)
-
-
-class CifarInputOptions(Settings):
-    classes: tuple[Class, ...] | None = setting(None, _CLASSES_HELP)
-
-    _check = field_validator("classes")(_distinct)
 
 
 def split(options: CifarOptions, data_root: Path, kind: Kind) -> Split:
@@ -66,21 +63,21 @@ def split(options: CifarOptions, data_root: Path, kind: Kind) -> Split:
         UsageError: more images asked for than a class has.
     """
     classes = tuple(range(10)) if options.classes is None else options.classes
-    images, labels = load(data_root, train=True)
-    train, validation = [], []
-    for number in classes:
-        members = np.flatnonzero(labels == number)
-        members = members[Stream((SPLIT_SEED, "cifar10", number)).permutation(len(members))]
-        held_out = options.validation_per_class
-        first = len(members) - held_out if options.train_per_class is None else options.train_per_class
-        if first < 1 or first + held_out > len(members):
-            raise UsageError(
-                f"cifar10: {options.train_per_class or 1} training and {held_out} validation images of the class "
-                f"{CLASSES[number]!r} were asked for, but the training files have {len(members):,}"
-            )
-        train.append(members[:first])
-        validation.append(members[first : first + held_out])
-    test_images, test_labels = load(data_root, train=False)
+    _provide(data_root)
+    images, labels = _read(data_root, train=True)
+    test_images, test_labels = _read(data_root, train=False)
+
+    def members(number: int) -> np.ndarray:
+        found: np.ndarray = np.flatnonzero(labels == number)
+        order = Stream((SPLIT_SEED, "cifar10", number)).permutation(len(found))
+        return found.take(order)
+
+    train, validation = split_per_class(
+        {CLASSES[number]: members(number) for number in classes},
+        options.train_per_class,
+        options.validation_per_class,
+        "cifar10",
+    )
     new_label = np.full(10, -1)
     new_label[list(classes)] = np.arange(len(classes))
 
@@ -88,8 +85,8 @@ def split(options: CifarOptions, data_root: Path, kind: Kind) -> Split:
         return Arrays(unit_images(x[index]), new_label[y[index]].astype(np.int64))
 
     return Split(
-        arrays(images, labels, np.sort(np.concatenate(train))),
-        arrays(images, labels, np.sort(np.concatenate(validation))),
+        arrays(images, labels, train),
+        arrays(images, labels, validation),
         arrays(test_images, test_labels, np.flatnonzero(np.isin(test_labels, classes))),
         tuple(CLASSES[number] for number in classes),
     )
@@ -101,39 +98,27 @@ def inputs(options: CifarInputOptions, data_root: Path, split: Split) -> Inputs:
     Raises:
         DataError: as ``split``.
     """
-    images, labels = load(data_root, train=False)
+    _provide(data_root)
+    images, labels = _read(data_root, train=False)
     chosen = slice(None) if options.classes is None else np.isin(labels, options.classes)
     return Inputs(unit_images(images[chosen]))
 
 
-def load(data_root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 ``[N, 3, 32, 32]`` and labels ``[N]`` of the training or the test files, checked."""
-    folder = data_root / FOLDER
+def _provide(data_root: Path) -> None:
+    """See to it that all files are there, and are the published ones."""
     DATA_FILES.provide(data_root)
-    for name in FILES:
-        check_digest(folder / name, "CIFAR-10", FILES[name])
+    check_all(data_root)
+
+
+def _read(data_root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 ``[N, 3, 32, 32]`` and labels ``[N]`` of the training or the test files, after ``_provide``."""
     from torchvision.datasets import CIFAR10
 
     try:
         batches = CIFAR10(str(data_root), train=train)
     except RuntimeError as error:  # its own checksums
-        raise DataError(f"torchvision refuses the files in {folder}: {error}") from error
+        raise DataError(f"torchvision refuses the files in {data_root / FOLDER}: {error}") from error
     return batches.data.transpose(0, 3, 1, 2), np.asarray(batches.targets)
-
-
-def download(data_root: Path) -> None:
-    """Fetch CIFAR-10 with torchvision, one process at a time.
-
-    Raises:
-        OSError: no network, or the folder cannot be written.
-        RuntimeError: the files that came are not CIFAR-10's.
-    """
-    from filelock import FileLock
-    from torchvision.datasets import CIFAR10
-
-    data_root.mkdir(parents=True, exist_ok=True)
-    with FileLock(data_root / ".cifar10.lock"):
-        CIFAR10(str(data_root), download=True)
 
 
 def check_all(data_root: Path) -> str:
@@ -153,7 +138,7 @@ DATA_FILES = Files(
     folder=FOLDER,
     look=_look,
     check=check_all,
-    fetch=lambda data_root: download(data_root),
+    fetch=lambda data_root: download("CIFAR10", "cifar10", data_root),
     remedy=torchvision_remedy("CIFAR10('DIR', download=True)"),
     licence="Krizhevsky, from the 80 Million Tiny Images; no licence is stated",
 )

@@ -126,6 +126,21 @@ def check_digest(path: Path, title: str, expected: str) -> None:
         )
 
 
+def download(torchvision_class: str, name: str, data_root: Path) -> None:
+    """Fetch a set with torchvision, one process at a time; what is there already is not fetched again.
+
+    Raises:
+        OSError: no network, or the folder cannot be written.
+        RuntimeError: every mirror failed.
+    """
+    from filelock import FileLock
+    from torchvision import datasets
+
+    data_root.mkdir(parents=True, exist_ok=True)
+    with FileLock(data_root / f".{name}.lock"):
+        getattr(datasets, torchvision_class)(str(data_root), download=True)
+
+
 def torchvision_remedy(*calls: str) -> str:
     """The remedy where torchvision has the set; ``calls`` such as ``MNIST('DIR', download=True)``."""
     code = "; ".join(["import torchvision", *(f"torchvision.datasets.{call}" for call in calls)])

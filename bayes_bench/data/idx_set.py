@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import field_validator
 
 from bayes_bench.data import idx
-from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream, unit_images
-from bayes_bench.data.files import Files, Found, find, located, torchvision_remedy
-from bayes_bench.errors import DataError, UsageError
+from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream, split_per_class, unit_images
+from bayes_bench.data.files import Files, Found, download, find, located, torchvision_remedy
+from bayes_bench.errors import DataError
 from bayes_bench.settings import Settings, setting
 
 SUBSET_SEED = 5000
@@ -147,19 +147,8 @@ class IdxSet:
 
     def _balanced_subset(self, labels: np.ndarray, options: IdxSetOptions) -> tuple[np.ndarray, np.ndarray]:
         order = Stream((SUBSET_SEED, self.name)).permutation(len(labels))
-        held_out = options.validation // CLASSES
-        train, validation = [], []
-        for number, name in enumerate(self.classes):
-            members = order[labels[order] == number]
-            first = len(members) - held_out if options.train_per_class is None else options.train_per_class
-            if first < 1 or first + held_out > len(members):
-                raise UsageError(
-                    f"{self.name}: {options.train_per_class or 1} training and {held_out} validation images "
-                    f"of the class {name!r} were asked for, but the training file has {len(members)}"
-                )
-            train.append(members[:first])
-            validation.append(members[first : first + held_out])
-        return np.sort(np.concatenate(train)), np.sort(np.concatenate(validation))
+        members = {name: order[labels[order] == number] for number, name in enumerate(self.classes)}
+        return split_per_class(members, options.train_per_class, options.validation // CLASSES, self.name)
 
     def load(self, data_root: Path, parts: Sequence[Part] = PARTS) -> dict[str, np.ndarray]:
         """The files of these parts by name: images uint8 ``[N, 28, 28]``, labels uint8 ``[N]``; checked.
@@ -245,18 +234,3 @@ def check_statistics(images: np.ndarray, mean: tuple[float, float], std: tuple[f
             f"{refuse}: the mean intensity is {found:.3f} and its standard deviation {spread:.3f}, where "
             f"{mean[0]:g} to {mean[1]:g} and {std[0]:g} to {std[1]:g} are expected"
         )
-
-
-def download(torchvision_class: str, name: str, data_root: Path) -> None:
-    """Fetch a set with torchvision, one process at a time; what is there already is not fetched again.
-
-    Raises:
-        OSError: no network, or the folder cannot be written.
-        RuntimeError: every mirror failed.
-    """
-    from filelock import FileLock
-    from torchvision import datasets
-
-    data_root.mkdir(parents=True, exist_ok=True)
-    with FileLock(data_root / f".{name}.lock"):
-        getattr(datasets, torchvision_class)(str(data_root), download=True)
