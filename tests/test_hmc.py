@@ -219,10 +219,31 @@ def test_log_joint_by_hand():
         "weight": torch.from_numpy(vectors[:, None, :2]).float(),
         "bias": torch.from_numpy(vectors[:, 2:]).float(),
     }
-    found = log_joint(posterior, weights, problem.data.train).numpy()
+    train = problem.data.train
+    found = log_joint(posterior, weights, train, examples=20).numpy()
     shift = (vectors - problem.mean) @ np.linalg.cholesky(problem.precision)
     quadratic = -0.5 * (shift**2).sum(1)  # the log joint up to a constant
     np.testing.assert_allclose(found - found[0], quadratic - quadratic[0], atol=1e-3)
+    halves = [Examples(train.x[half], train.y[half]) for half in (slice(10), slice(10, 20))]
+    estimates = [log_joint(posterior, weights, half, examples=20).numpy() for half in halves]
+    np.testing.assert_allclose((estimates[0] + estimates[1]) / 2, found, rtol=1e-5)
+
+
+def test_diagnostics_look_at_a_thousand_examples(monkeypatch):
+    problem = LinearRegression.make(2, examples=5000)
+    posterior = problem.build(HMC)
+    vectors = torch.from_numpy(problem.draws(40)).float()
+    weights = {"weight": vectors[:, None, :2], "bias": vectors[:, 2:]}
+    seen = []
+
+    def outputs(x, weights):
+        seen.append(len(x))
+        return HMC.outputs(posterior, x, weights)
+
+    monkeypatch.setattr(posterior, "outputs", outputs)
+    found = chain_diagnostics(posterior, weights, problem.data, 2)
+    assert sum(seen) <= 2 * 1000
+    assert found["rhat_log_joint"] < 1.2
 
 
 def test_diagnostics_tell_separated_chains():

@@ -16,8 +16,8 @@ SHORTEST = 4
 STATES = 100
 """States that are looked at, of all chains together: evaluating many more could take longer than the fit."""
 
-INPUTS = 1000
-"""Inputs whose predictions are looked at."""
+EXAMPLES = 1000
+"""Examples, of training and of validation, on which states are looked at, for the same reason."""
 
 LARGEST = 1000.0
 """What an R-hat is called that is larger, or infinite as that of chains that stand still."""
@@ -67,29 +67,29 @@ def chain_diagnostics(
         weights: name → ``[chains · length, *shape]``, the first chain's networks in their order, then the second's;
             frozen parameters included.
 
-    At most ``STATES`` states, evenly spaced, and the first ``INPUTS`` inputs are looked at.
+    At most ``STATES`` states and ``EXAMPLES`` examples, both evenly spaced, are looked at.
 
     Returns:
-        ``rhat_log_joint`` and ``ess_log_joint`` of log p(training data, weights); ``rhat_predictions``, the 95 %
-        quantile, and ``ess_predictions``, the median, over all outputs on the validation inputs (training inputs where
-        there are none): probabilities of classes, or means of a regression. Chains shorter than 4 give nothing, nor
-        do values that are not finite.
+        ``rhat_log_joint`` and ``ess_log_joint`` of log p(training data, weights), where log p(training data | weights)
+        is N times its mean over the examples looked at; ``rhat_predictions``, the 95 % quantile, and
+        ``ess_predictions``, the median, over all outputs on the validation inputs (training inputs where there are
+        none): probabilities of classes, or means of a regression. Chains shorter than 4 give nothing, nor do values
+        that are not finite.
     """
     length = next(iter(weights.values())).shape[0] // chains
     if length < SHORTEST:
         return {}
     kept = min(length, max(SHORTEST, STATES // chains))
-    position = torch.linspace(0, length - 1, kept, dtype=torch.float64).round().long()
-    chosen = (torch.arange(chains)[:, None] * length + position).flatten().to(posterior.device)
+    chosen = (torch.arange(chains)[:, None] * length + _evenly(length, kept)).flatten().to(posterior.device)
     weights, length = {name: value[chosen] for name, value in weights.items()}, kept
     found = {}
-    joint = log_joint(posterior, weights, data.train).view(chains, length).cpu().numpy()
+    seen = _thinned(data.train)
+    joint = log_joint(posterior, weights, seen, examples=len(data.train)).view(chains, length).cpu().numpy()
     if np.isfinite(joint).all():
         rhat = min(LARGEST, split_rhat(joint).item())
         found = {"rhat_log_joint": rhat, "ess_log_joint": effective_sample_size(joint).item()}
     rhats, sizes = [], []
-    seen = data.validation or data.train
-    for values, _ in _predictions(posterior, weights, Examples(seen.x[:INPUTS], seen.y[:INPUTS])):
+    for values, _ in _predictions(posterior, weights, _thinned(data.validation) if data.validation else seen):
         draws = values.reshape(chains, length, -1).cpu().numpy()
         if not np.isfinite(draws).all():
             return found
@@ -103,12 +103,28 @@ def chain_diagnostics(
 
 
 @torch.no_grad()
-def log_joint(posterior: WeightPosterior, weights: Mapping[str, Tensor], examples: Examples) -> Tensor:
-    """Log p(targets, weights | inputs) of each network up to a constant, ``[S]`` in float64."""
-    nll = sum(nll.double().sum(1) for _, nll in _predictions(posterior, weights, examples))
+def log_joint(posterior: WeightPosterior, weights: Mapping[str, Tensor], seen: Examples, *, examples: int) -> Tensor:
+    """Log p(targets, weights | inputs) of each network up to a constant, ``[S]`` in float64.
+
+    Args:
+        seen: the examples, or some that stand for all.
+        examples: how many there are in all.
+    """
+    nll = sum(nll.double().sum(1) for _, nll in _predictions(posterior, weights, seen))
     own = {name: weights[name] for name in posterior.initial}
-    joint: Tensor = -posterior.negative_log_prior(own) - nll
+    joint: Tensor = -posterior.negative_log_prior(own) - nll * (examples / len(seen))
     return joint
+
+
+def _thinned(examples: Examples) -> Examples:
+    """At most ``EXAMPLES`` of them, evenly spaced, as they are: without augmentation."""
+    chosen = _evenly(len(examples), min(EXAMPLES, len(examples))).to(examples.x.device)
+    return Examples(examples.x[chosen], examples.y[chosen])
+
+
+def _evenly(length: int, kept: int) -> Tensor:
+    """Of 0 … length − 1 ``kept`` numbers, evenly spaced, the first and the last among them."""
+    return torch.linspace(0, length - 1, kept, dtype=torch.float64).round().long()
 
 
 def _predictions(
