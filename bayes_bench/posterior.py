@@ -370,13 +370,18 @@ class WeightPosterior(ABC):
         self.fitted = True
 
     @final
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, note: Mapping[str, Any] | None = None) -> None:
         """Write a safetensors file with the network's fingerprint, the method and its settings; atomic.
 
         A frozen parameter is part of the network, not of this file.
+
+        Args:
+            note: what else is to be in the file, as JSON; ``read_note`` gives it back.
         """
         path = Path(path)
         about = {"format": 1, **self._about(), "fingerprint": self.fingerprint()}
+        if note is not None:
+            about["note"] = note
         # Clones: safetensors refuses tensors that share memory, as the views of a stacked tensor do.
         tensors = {name: value.clone().contiguous() for name, value in self.state_dict().items()}
         # One metadata entry: safetensors writes several in no fixed order, and equal posteriors must be equal files.
@@ -403,14 +408,8 @@ class WeightPosterior(ABC):
         Raises:
             DataError: the file is damaged, of another method, or of another network.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            if not (isinstance(about, dict) and isinstance(about.get("config", {}), dict)):
-                raise ValueError("it does not say what it is")
-        except Exception as error:  # safetensors raises its own type, OSError or ValueError
-            raise DataError(f"cannot read the posterior {path}: {error}") from error
+        with _opened(path) as (about, file):
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         expected = f"{cls.__module__}:{cls.__qualname__}"
         if about.get("method") != expected:
             raise DataError(f"{path} holds a posterior of {about.get('method', 'no known method')}, not {expected}")
@@ -687,6 +686,29 @@ class WeightPosterior(ABC):
             kept = [value.base, value.scale] if isinstance(value, InputScaled) and value.factored else [value]
             if not all(_finite(part[:1] if part.stride(0) == 0 else part) for part in kept):
                 raise DivergenceError(f"{method} drew weights that are not finite (in {name!r})")
+
+
+def read_note(path: str | os.PathLike[str]) -> Any:
+    """The note that ``WeightPosterior.save`` was given for this file, or None.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _opened(path) as (about, _):
+        return about.get("note")
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """What a stored posterior says of itself, and its file; whatever fails inside is a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            if not (isinstance(about, dict) and isinstance(about.get("config", {}), dict)):
+                raise ValueError("it does not say what it is")
+            yield about, file
+    except Exception as error:  # safetensors raises its own type, OSError or ValueError
+        raise DataError(f"cannot read the posterior {path}: {error}") from error
 
 
 class _BoundedMemory(TorchDispatchMode):

@@ -22,6 +22,7 @@ LAYERS = [
     "stacked",
     "posterior reference registry jobs",
     "conjugate hypergan tasks testing",
+    "sklearn",
     "measure restore analysis memory",
     "report execution clock",
     "executors",

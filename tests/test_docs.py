@@ -186,6 +186,22 @@ def test_metrics_that_the_text_mentions_exist() -> None:
     assert set(re.findall(r"`([^`]+)`", text)) - other <= {metric.name for metric in CATALOGUE}
 
 
+# --- sklearn.md
+
+
+@pytest.mark.parametrize("code", blocks("sklearn.md", "python"))
+def test_sklearn_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "sklearn.md", "exec"), {})
+
+
+def test_every_parameter_of_the_estimators_is_documented() -> None:
+    from bayes_bench.sklearn import BayesClassifier, BayesRegressor
+
+    documented = {word for row in rows(PAGES["sklearn.md"]) for word in re.findall(r"`(\w+)`", row[0])}
+    assert documented == BayesClassifier().get_params().keys() | BayesRegressor().get_params().keys()
+
+
 # --- plugins.md
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -53,6 +54,10 @@ class StackedNetwork:
             self._plan = make_plan(network)
         except NotStackableError as error:
             self._fall_back(str(error))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The plan is made of functions, which cannot be copied or pickled; it follows from the network.
+        return partial(StackedNetwork, memory_limit=self.memory_limit), (self._network,)
 
     def explain(self, weights: Mapping[str, Tensor] | None = None, x: Tensor | None = None) -> str:
         """The chosen way and, for a plan, its steps; with weights ``[S, …]`` and inputs x ``[B, …]`` also how many
