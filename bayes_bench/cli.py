@@ -25,7 +25,7 @@ SECTIONS = {
     "Compare methods": ("run", "report", "tune", "reference"),
     "Look again": ("verify", "rerun"),
     "Look up": ("list", "show", "data"),
-    "Use and extend": ("predict", "check"),
+    "Use and extend": ("predict", "check", "new-method"),
 }
 
 
@@ -968,3 +968,27 @@ def check(method: str) -> int:
     failed = sum(not result.passed for result in results)
     click.echo(f"{method}: {len(results) - failed} of {len(results)} checks passed")
     return int(failed > 0)
+
+
+@cli.command("new-method")
+@click.argument("name")
+@click.option(
+    "--in",
+    "parent",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    metavar="FOLDER",
+    help="Where the package's folder is made; default: here.",
+)
+def new_method(name: str, parent: Path) -> None:
+    """Write a package for a method of your own.
+
+    Makes the folder bayes-bench-NAME with everything a plug-in needs: a method that works, to be changed, its
+    settings, tests, and the entry point by which bayes-bench finds it.
+    """
+    from bayes_bench import scaffold
+
+    folder = scaffold.new_package(name, parent)
+    module = folder / f"bayes_bench_{name.replace('-', '_')}.py"
+    click.echo(f"{folder}: the method is in {module.name}")
+    click.echo(f"Next: pip install -e {folder} && bayes-bench check {name}")

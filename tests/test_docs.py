@@ -45,6 +45,7 @@ from bayes_bench.suite import (
 from bayes_bench.tasks import build_task
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "plugin"
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
@@ -93,7 +94,7 @@ def test_options_and_commands_exist(page: str) -> None:
     # Scripts of the checkout and other programs have options of their own.
     ours = re.sub(r"(?m)^(python benchmarks/|ray |srun |#SBATCH ).*$", "", PAGES[page])
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours)) <= options
-    assert set(re.findall(r"bayes-bench (?!RUN)([a-z]+)", PAGES[page])) <= set(cli.commands)
+    assert set(re.findall(r"bayes-bench (?!RUN)([a-z]+(?:-[a-z]+)?)", PAGES[page])) <= set(cli.commands)
     assert isinstance(cli, click.Group)
 
 
@@ -206,10 +207,9 @@ def test_every_parameter_of_the_estimators_is_documented() -> None:
 
 
 @pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The page's first example as an imported module."""
-    path = tmp_path_factory.mktemp("plugin") / "bayes_bench_jitter.py"
-    path.write_text(blocks("plugins.md", "python")[0])
+def plugin() -> Iterator[ModuleType]:
+    """The example as an imported module."""
+    path = EXAMPLE / "bayes_bench_jitter.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -218,6 +218,14 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     del sys.modules[path.stem]
+
+
+def test_the_page_shows_the_example_that_is_there() -> None:
+    module, test = blocks("plugins.md", "python")
+    assert module == (EXAMPLE / "bayes_bench_jitter.py").read_text(encoding="utf-8")
+    assert test == (EXAMPLE / "tests" / "test_jitter.py").read_text(encoding="utf-8")
+    assert blocks("plugins.md", "toml")[0] == (EXAMPLE / "pyproject.toml").read_text(encoding="utf-8")
+    assert len(module.splitlines()) < 100
 
 
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)

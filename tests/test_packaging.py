@@ -1,6 +1,7 @@
 """What a user installs: the wheel, in an environment of its own, used from another folder. Never skipped."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -80,3 +81,37 @@ def test_a_small_run_from_another_folder(installed, tmp_path):
     assert records == ["hypergan", "hypergan", "mcdropout", "mcdropout"]
     again = run(installed, "bayes-bench", *arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
+
+
+def install_package(installed, folder):
+    """As ``pip install --no-deps folder``, without the network: the build back end is the parent's."""
+    python = installed[0] / "python"
+    options = ["--quiet", "--no-deps", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", *options, str(folder)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_example_plugin_runs_beside_the_methods_that_ship(installed, tmp_path):
+    copied = shutil.copytree(ROOT / "examples" / "plugin", tmp_path / "plugin")
+    install_package(installed, copied)
+    done = run(installed, "bayes-bench", "check", "jitter", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = ["run", "digits", "--methods", "map,jitter", "--seeds", "0", "--budget-scale", "0.05", "--out", "run"]
+    done = run(installed, "bayes-bench", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = (tmp_path / "run" / "summary.csv").read_text()
+    assert "digits,map," in summary
+    assert "digits,jitter," in summary
+
+
+def test_a_new_method_is_installed_and_passes(installed, tmp_path):
+    done = run(installed, "bayes-bench", "new-method", "my-way", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    install_package(installed, tmp_path / "bayes-bench-my-way")
+    done = run(installed, "bayes-bench", "check", "my-way", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "jitter" not in run(installed, "bayes-bench", "show", "my-way", cwd=tmp_path).stdout.lower()
+    done = run(installed, "bayes-bench", "new-method", "my-way", cwd=tmp_path / "bayes-bench-my-way")
+    assert done.returncode == 2
+    assert "there is a method 'my-way' already, from bayes-bench-my-way" in done.stderr
