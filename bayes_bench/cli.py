@@ -221,7 +221,13 @@ Examples:
 """,
 )
 @click.argument("suites", nargs=-1, metavar="[SUITE]...")
-@click.option("--methods", cls=GroupedOption, heading=WHAT, metavar="A,B", help="Methods; default: those of the suite.")
+@click.option(
+    "--methods",
+    cls=GroupedOption,
+    heading=WHAT,
+    metavar="A,B",
+    help="Methods, or FILE.py:CLASS for one of your own; default: those of the suite.",
+)
 @click.option("--seeds", cls=GroupedOption, heading=WHAT, metavar="LIST", help="0,1,2 or 0-4; default: the suite's.")
 @quick_option
 @set_option
@@ -353,7 +359,7 @@ def run(
         specs = [spec.quick_variant() for spec in specs]
     planned = jobs.plan(
         specs,
-        methods=_names("--methods", methods),
+        methods=[_method(name) for name in _names("--methods", methods)],
         seeds=jobs.parse_seeds(seeds) if seeds is not None else (),
         overrides=[jobs.parse_override(text) for text in settings],
         budget_scale=budget_scale,
@@ -491,7 +497,7 @@ def tune(
     from bayes_bench import jobs, tuning
     from bayes_bench.suite import load_suite
 
-    spec = load_suite(suite)
+    method, spec = _method(method), load_suite(suite)
     search = tuning.plan(
         spec,
         method,
@@ -590,6 +596,15 @@ def _names(option: str, text: str | None) -> tuple[str, ...]:
     return names
 
 
+def _method(name: str) -> str:
+    """A method's name; of ``FILE.py:CLASS`` the name under which it is taken from the file, which is executed."""
+    if ".py:" not in name:
+        return name
+    from bayes_bench import registry
+
+    return registry.add_file(name)
+
+
 # list, show -----------------------------------------------------------------------------------------------
 
 
@@ -647,6 +662,7 @@ def show(method: str) -> None:
 
     from bayes_bench import registry, terminal
 
+    method = _method(method)
     cls = registry.config_class(method)
     console = terminal.stdout()
     console.print(f"{method}  (from {registry.methods()[method].owner})\n", style="bold", markup=False)
@@ -893,7 +909,7 @@ def predict(
         raise DataError(f"cannot read {file}: no such file or folder")
     from bayes_bench import data, restore
 
-    fitted = restore.load(run_dir, method, task=task, seed=seed, allow_code=allow_code)
+    fitted = restore.load(run_dir, _method(method), task=task, seed=seed, allow_code=allow_code)
     x = data.read_inputs(file, fitted.input_shape, fitted.features, **_reading(fitted))
     text = _prediction_csv(fitted, fitted.predict(x))
     if out is None:
@@ -955,6 +971,7 @@ def check(method: str) -> int:
     """
     from bayes_bench import registry
 
+    method = _method(method)
     registry.config_class(method)
     cls = registry.method_class(method)
     import torch

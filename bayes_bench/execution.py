@@ -67,6 +67,7 @@ class Conditions:
         snapshot_every: between two snapshots of a fit.
         memory_limit_mb: for the intermediate values of one evaluation of networks.
         parallel_jobs: how many jobs share the machine's memory; changes no result.
+        method_files: methods that come from files, as ``registry.add_file`` takes them.
     """
 
     device: str
@@ -77,6 +78,7 @@ class Conditions:
     snapshot_every: float = EVERY
     memory_limit_mb: int = machine.MEMORY_LIMIT_MB
     parallel_jobs: int = 1
+    method_files: tuple[str, ...] = ()
 
     @property
     def device_class(self) -> str:

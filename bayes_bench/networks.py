@@ -5,19 +5,17 @@ No dropout and no batch normalisation: a target network is a pure function of (w
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bayes_bench import machine
+from bayes_bench import machine, userfile
 from bayes_bench.errors import PluginError, UsageError, unknown_name
 from bayes_bench.suite import ConvNetSpec, CustomNetworkSpec, MLPSpec, NetworkSpec, ResNetSpec
 
@@ -210,14 +208,7 @@ def _custom_network(spec: CustomNetworkSpec, allow_code: Sequence[Path]) -> Call
         if not path.is_file():
             remedy = f"there is no such file in {Path.cwd()}: run the command in the folder that {file} counts from"
         raise UsageError(f"the network is code from {file}; {remedy}")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None or module_spec.loader is None or not path.is_file():
-        raise UsageError(f"cannot read the Python file {file}")
-    module: Any = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"{file} cannot be imported: {error}") from error
+    module = userfile.execute(path)
     if not callable(getattr(module, name, None)):
         raise UsageError(f"{file} has no function {name!r}")
     return getattr(module, name)  # type: ignore[no-any-return]

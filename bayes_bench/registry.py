@@ -1,20 +1,23 @@
 """Methods by name, found through entry points. Imports no torch until a method itself is asked for.
 
 A plug-in registers a ``WeightPosterior`` in the group ``bayes_bench.methods`` and, so that help and errors
-in arguments are instant, its ``MethodConfig`` under the same name in ``bayes_bench.configs``.
+in arguments are instant, its ``MethodConfig`` under the same name in ``bayes_bench.configs``. A method that is being
+written may also come from a file: ``add_file``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from bayes_bench import userfile
 from bayes_bench.errors import PluginError, UsageError, named, unknown_name
 from bayes_bench.settings import MethodConfig, Range, Space, explain, parse_toml, search_space
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 METHODS = "bayes_bench.methods"
 CONFIGS = "bayes_bench.configs"
+
+_from_files: dict[str, MethodFile] = {}
+"""Methods of files that this process was told of, by the name of their class."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,17 @@ class RegisteredMethod:
     owner: str
     value: str
     error: str = ""
+
+
+@dataclass(frozen=True)
+class MethodFile:
+    """A method that a file holds: ``PATH:CLASS``."""
+
+    path: Path
+    cls: type[WeightPosterior]
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.cls.__name__}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,44 @@ def methods() -> dict[str, RegisteredMethod]:
     A name that two distributions register is listed with an error that names both; so using it fails and
     every other method still works.
     """
-    return {name: _registered(name, points) for name, points in sorted(_by_name(METHODS).items())}
+    found = {name: _registered(name, points) for name, points in _by_name(METHODS).items()}
+    found |= {name: RegisteredMethod(name, str(file.path), str(file)) for name, file in _from_files.items()}
+    return dict(sorted(found.items()))
+
+
+def add_file(place: str) -> str:
+    """Execute a Python file and take a method from it, under the name of its class, as long as this process lives.
+
+    Args:
+        place: ``"FILE.py:CLASS"``.
+
+    Returns:
+        The name.
+
+    Raises:
+        UsageError: no such file or class, it cannot be imported, it is no method, or another method has the name.
+    """
+    from bayes_bench.posterior import WeightPosterior
+
+    file, _, name = place.rpartition(":")
+    path = Path(file).resolve()
+    loaded = getattr(userfile.execute(path), name, None)
+    if loaded is None:
+        raise UsageError(f"{file} has no class {name!r}")
+    if not (isinstance(loaded, type) and issubclass(loaded, WeightPosterior)):
+        raise UsageError(f"{place} is not a subclass of WeightPosterior")
+    if not issubclass(getattr(loaded, "Config", object), MethodConfig):
+        raise UsageError(f"{place}: its Config is not a subclass of MethodConfig; write one and set Config to it")
+    taken = methods().get(name)
+    if taken is not None and taken.owner != str(path):
+        raise UsageError(f"{place}: there is a method {name!r} already, from {taken.owner}; rename the class")
+    _from_files[name] = MethodFile(path, loaded)
+    return name
+
+
+def files_of(names: Iterable[str]) -> tuple[str, ...]:
+    """What ``add_file`` has to be told in another process, so that it knows these methods as well."""
+    return tuple(str(_from_files[name]) for name in sorted(names) if name in _from_files)
 
 
 def inspect_methods() -> dict[str, RegisteredMethod]:
@@ -85,6 +139,8 @@ def method_class(name: str) -> type[WeightPosterior]:
     """
     from bayes_bench.posterior import WeightPosterior
 
+    if name in _from_files:
+        return _from_files[name].cls
     point = _entry(name)
     loaded = _load(point, f"method {name!r}")
     if not (isinstance(loaded, type) and issubclass(loaded, WeightPosterior)):
@@ -105,6 +161,8 @@ def config_class(name: str) -> type[MethodConfig]:
         UsageError: no such method.
         PluginError: it is registered twice, cannot be imported, or its settings are not a ``MethodConfig``.
     """
+    if name in _from_files:
+        return _from_files[name].cls.Config
     point = _entry(name)
     of_same_owner = [entry for entry in _by_name(CONFIGS).get(name, []) if _owner(entry) == _owner(point)]
     if of_same_owner:

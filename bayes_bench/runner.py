@@ -122,8 +122,14 @@ def run(
     place = workers.device(device)
     if precision == "tf32" and place != "cuda":
         raise UsageError("precision tf32 is a GPU's; run without --precision, or with --device cuda")
-    for method in {job.method for job in jobs}:
+    methods = {job.method for job in jobs}
+    for method in methods:
         registry.method_class(method)
+    files = registry.files_of(methods)
+    if files and workers.executor == "ray":
+        raise UsageError(
+            f"{files[0]} lies on this machine alone; for a cluster make a package of it: bayes-bench new-method"
+        )
     conditions = Conditions(
         place,
         precision,
@@ -133,6 +139,7 @@ def run(
         snapshot_every,
         memory_limit_mb,
         workers.jobs or 1,
+        files,
     )
     keyed = _keyed(jobs, run_dir, conditions)
     _preflight(keyed, conditions, observer, here=workers.executor == "local")

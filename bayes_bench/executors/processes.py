@@ -304,11 +304,14 @@ def run_order(order: Order, conditions: Conditions) -> Reply:
 
 
 def _run(order: Order, conditions: Conditions, stop: Stop) -> Reply:
+    from bayes_bench import registry
     from bayes_bench.execution import Keyed, execute, warm_up
     from bayes_bench.tasks import build_task
 
     name = order.job.task.model_dump_json()
     try:
+        for file in conditions.method_files:
+            registry.add_file(file)
         if name not in _worker.tasks:
             _worker.tasks[name] = build_task(order.job.task, conditions.data_root, conditions.allow_code)
         task = _worker.tasks[name]
