@@ -20,7 +20,10 @@ import pytest
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
 from bayes_bench import analysis, report
-from bayes_bench.report.charts import CHARTS, AccuracyCurve, Curves, Diversity, EntropyCDF, Look, Reliability, Training
+from bayes_bench.report.charts import CHARTS, Look
+from bayes_bench.report.charts.classification import AccuracyCurve, Diversity, EntropyCDF, Reliability
+from bayes_bench.report.charts.regression import Curves
+from bayes_bench.report.charts.training import Training
 from bayes_bench.report.page import open_book, without_figures
 from bayes_bench.report.tables import decimals_for, number, signed, tables_for
 
