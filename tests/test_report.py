@@ -17,11 +17,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.integrate import trapezoid
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
 from bayes_bench import analysis, report
 from bayes_bench.report.charts import CHARTS, Look
-from bayes_bench.report.charts.classification import AccuracyCurve, Diversity, EntropyCDF, Reliability
+from bayes_bench.report.charts.classification import (
+    ROC,
+    AccuracyCurve,
+    Diversity,
+    EntropyCDF,
+    Reliability,
+    risk_of_the_kept,
+    roc_curve,
+)
 from bayes_bench.report.charts.regression import Curves
 from bayes_bench.report.charts.training import Training
 from bayes_bench.report.page import open_book, without_figures
@@ -412,6 +421,29 @@ def test_entropy_distribution_is_one_at_ln_c(book):
     last = frame.groupby("data").last()
     assert last["entropy ≤"].tolist() == pytest.approx([np.log(10)] * 2)
     assert (last.drop(columns="entropy ≤") == 1).all().all()
+
+
+def test_risk_of_all_is_the_error_and_ties_share_it(book):
+    for job in jobs_of(book, "digits")["ensemble"]:
+        (error,) = risk_of_the_kept(job.examples["entropy"], 1 - job.examples["correct"], np.ones(1))
+        assert error == pytest.approx(1 - analysis.metric_value(job.record, "accuracy"))
+    scores, losses = np.array([3.0, 1, 1, 2]), np.array([1.0, 1, 0, 0])
+    risks = risk_of_the_kept(scores, losses, np.array([0.01, 0.25, 0.5, 0.75, 1]))
+    np.testing.assert_allclose(risks, [0.5, 0.5, 0.5, 1 / 3, 0.5])
+
+
+def test_the_area_below_the_roc_curve_is_the_auroc(book):
+    for job in jobs_of(book, "digits")["ensemble"]:
+        flagged, found = roc_curve(job.examples["entropy"], job.examples["entropy/letters"])
+        assert (flagged[0], found[0], flagged[-1], found[-1]) == (0, 0, 1, 1)
+        area = trapezoid(found, flagged)
+        assert area == pytest.approx(analysis.metric_value(job.record, "ood_auroc/letters"), abs=1e-9)
+    flagged, found = roc_curve(np.array([0.0, 1, 1]), np.array([1.0, 2]))
+    np.testing.assert_allclose(flagged, [0, 0, 2 / 3, 1])
+    np.testing.assert_allclose(found, [0, 0.5, 1, 1])
+    chart = ROC(jobs_of(book, "digits"), book.look)
+    assert chart.panels() == ("Out: letters",)
+    assert (chart.frame().drop(columns="data").diff().dropna() >= 0).all().all()
 
 
 def test_the_threshold_of_the_alarm_is_said_where_the_first_method_has_one_network(book):

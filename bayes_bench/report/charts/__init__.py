@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bayes_bench.report.charts.base import COLOURS, Chart, Jobs, Look
-from bayes_bench.report.charts.classification import AccuracyCurve, Diversity, EntropyCDF, Reliability
+from bayes_bench.report.charts.classification import (
+    ROC,
+    AccuracyCurve,
+    Diversity,
+    EntropyCDF,
+    Reliability,
+    RiskCoverage,
+)
 from bayes_bench.report.charts.regression import Curves, EpistemicSpread
 from bayes_bench.report.charts.training import QualityCost, Training
 
 __all__ = ["CHARTS", "COLOURS", "Chart", "Jobs", "Look"]
 
 CHARTS: Mapping[str, tuple[type[Chart], ...]] = {
-    "classification": (AccuracyCurve, EntropyCDF, Reliability, Diversity, QualityCost, Training),
+    "classification": (AccuracyCurve, RiskCoverage, ROC, EntropyCDF, Reliability, Diversity, QualityCost, Training),
     "regression": (Curves, EpistemicSpread, QualityCost, Diversity, Training),
 }
 """By kind of task, in the order of the page."""

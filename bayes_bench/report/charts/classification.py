@@ -180,6 +180,115 @@ class EntropyCDF(Chart):
         return grid, curves
 
 
+class RiskCoverage(Chart):
+    """Error on what is left when the most uncertain examples are put aside."""
+
+    title = "Risk and coverage"
+    caption = (
+        "Error on the test examples that are left when the most uncertain ones, by predictive entropy H(p̄), are put "
+        "aside; mean over seeds. The earlier a line falls, the better a method knows where it errs. The axis is "
+        "logarithmic; examples of equal entropy share their error."
+    )
+    width = 3.6
+    height = 2.6
+    _aside: ClassVar[Floats] = np.logspace(-3, math.log10(0.9), 61)
+
+    def panels(self) -> tuple[str, ...]:
+        return ("Error of those left, %",) if self._curves() else ()
+
+    def draw(self, panel: str, axes: Axes) -> None:
+        for i, (method, errors) in enumerate(self._curves().items()):
+            style = self.look.line(method) | {"markersize": 4}
+            axes.plot(100 * self._aside, errors, markevery=(2 * i % 12, 12), **style)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator([0.1, 1, 10, 90]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set(xlim=(0.1, 100), xlabel="most uncertain put aside, %")
+        axes.set_ylim(bottom=0)
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame({"put aside, %": 100 * self._aside} | self._curves()).iloc[::5].reset_index(drop=True)
+
+    def _curves(self) -> dict[str, Floats]:
+        found = {}
+        for method in self.methods():
+            jobs = [job.examples for job in self.jobs[method] if {"entropy", "correct"} <= job.examples.keys()]
+            if jobs:
+                errors = [risk_of_the_kept(job["entropy"], 1 - job["correct"], 1 - self._aside) for job in jobs]
+                found[method] = 100 * np.mean(errors, axis=0)
+        return found
+
+
+def risk_of_the_kept(scores: Floats, losses: Floats, shares: Floats) -> Floats:
+    """Mean loss of the given shares of the examples with the lowest scores, at least one; ties share their loss.
+
+    Args:
+        scores, losses: ``[N]``.
+        shares: in (0, 1].
+    """
+    _, group = np.unique(scores, return_inverse=True)
+    shared = (np.bincount(group, losses) / np.bincount(group))[np.sort(group)]
+    kept = np.maximum(1, np.round(shares * len(scores)).astype(np.int64))
+    means: Floats = np.cumsum(shared)[kept - 1] / kept
+    return means
+
+
+class ROC(Chart):
+    """Receiver operating characteristic of predictive entropy, for data from outside against test data."""
+
+    title = "Detecting data from elsewhere"
+    caption = (
+        "Share of the outside data that is flagged against the share of test data wrongly flagged, over all thresholds "
+        "of the predictive entropy H(p̄); mean over seeds. The axis is logarithmic, for the left is where detectors are "
+        "used. Dashed: chance. The area below a line, on a linear axis, is the AUROC."
+    )
+    width = 3.6
+    height = 2.6
+    _grid: ClassVar[Floats] = np.logspace(-3, 0, 61)
+
+    def panels(self) -> tuple[str, ...]:
+        names = {
+            key for jobs in self.jobs.values() for job in jobs for key in job.examples if "entropy" in job.examples
+        }
+        return tuple(f"Out: {name[8:]}" for name in sorted(names) if name.startswith("entropy/"))
+
+    def draw(self, panel: str, axes: Axes) -> None:
+        axes.plot(self._grid, self._grid, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+        for i, (method, flagged) in enumerate(self._curves(panel).items()):
+            style = self.look.line(method) | {"markersize": 4}
+            axes.plot(self._grid, flagged, markevery=(2 * i % 12, 12), **style)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator([0.001, 0.01, 0.1, 1]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set(xlim=(1e-3, 1.1), ylim=(-0.02, 1.02), xlabel="test data flagged", ylabel="outside data flagged")
+
+    def frame(self) -> pd.DataFrame:
+        parts = [
+            pd.DataFrame({"data": panel, "test data flagged": self._grid} | self._curves(panel)).iloc[::5]
+            for panel in self.panels()
+        ]
+        return pd.concat(parts) if parts else pd.DataFrame()
+
+    def _curves(self, panel: str) -> dict[str, Floats]:
+        key = f"entropy/{panel.removeprefix('Out: ')}"
+        found = {}
+        for method in self.methods():
+            jobs = [job.examples for job in self.jobs[method] if {"entropy", key} <= job.examples.keys()]
+            if jobs:
+                curves = [np.interp(self._grid, *roc_curve(job["entropy"], job[key])) for job in jobs]
+                found[method] = np.mean(curves, axis=0)
+        return found
+
+
+def roc_curve(inside: Floats, outside: Floats) -> tuple[Floats, Floats]:
+    """Shares of the scores ``inside`` and ``outside`` at or above every threshold, both rising from 0 to 1."""
+    thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
+    flagged = [1 - np.searchsorted(np.sort(scores), thresholds) / len(scores) for scores in (inside, outside)]
+    return np.concatenate([[0.0], flagged[0]]), np.concatenate([[0.0], flagged[1]])
+
+
 class Diversity(Chart):
     """Weight diversity per layer, and beside it what keeps it honest."""
 
