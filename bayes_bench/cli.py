@@ -409,7 +409,13 @@ def run(
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--recompute", is_flag=True, help="Measure stored predictions anew, e.g. after a new metric.")
-def report(run_dir: Path, recompute: bool) -> None:
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Also write every table as CSV, Markdown and LaTeX and every figure as SVG and CSV.",
+)
+def report(run_dir: Path, recompute: bool, export: Path | None) -> None:
     """Render a run folder anew.
 
     Writes results.csv, summary.csv and report.html from what is stored, also of an unfinished run.
@@ -426,6 +432,10 @@ def report(run_dir: Path, recompute: bool) -> None:
     path = rendering.write(run_dir)
     _print_results(run_dir)
     click.echo(f"Report: {path}")
+    if export is not None:
+        from bayes_bench.report.export import export as export_files
+
+        click.echo(f"Exported: {len(export_files(run_dir, export))} files in {export}")
 
 
 @cli.command(
