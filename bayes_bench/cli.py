@@ -359,7 +359,7 @@ def run(
         specs = [spec.quick_variant() for spec in specs]
     planned = jobs.plan(
         specs,
-        methods=[_method(name) for name in _names("--methods", methods)],
+        methods=[_taken_from_file(name) for name in _names("--methods", methods)],
         seeds=jobs.parse_seeds(seeds) if seeds is not None else (),
         overrides=[jobs.parse_override(text) for text in settings],
         budget_scale=budget_scale,
@@ -507,7 +507,7 @@ def tune(
     from bayes_bench import jobs, tuning
     from bayes_bench.suite import load_suite
 
-    method, spec = _method(method), load_suite(suite)
+    method, spec = _taken_from_file(method), load_suite(suite)
     search = tuning.plan(
         spec,
         method,
@@ -606,8 +606,10 @@ def _names(option: str, text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _method(name: str) -> str:
+def _taken_from_file(name: str) -> str:
     """A method's name; of ``FILE.py:CLASS`` the name under which it is taken from the file, which is executed."""
+    if name.endswith(".py"):
+        raise UsageError(f"name the class as well: {name}:CLASS")
     if ".py:" not in name:
         return name
     from bayes_bench import registry
@@ -672,7 +674,7 @@ def show(method: str) -> None:
 
     from bayes_bench import registry, terminal
 
-    method = _method(method)
+    method = _taken_from_file(method)
     cls = registry.config_class(method)
     console = terminal.stdout()
     console.print(f"{method}  (from {registry.methods()[method].owner})\n", style="bold", markup=False)
@@ -919,7 +921,7 @@ def predict(
         raise DataError(f"cannot read {file}: no such file or folder")
     from bayes_bench import data, restore
 
-    fitted = restore.load(run_dir, _method(method), task=task, seed=seed, allow_code=allow_code)
+    fitted = restore.load(run_dir, _taken_from_file(method), task=task, seed=seed, allow_code=allow_code)
     x = data.read_inputs(file, fitted.input_shape, fitted.features, **_reading(fitted))
     text = _prediction_csv(fitted, fitted.predict(x))
     if out is None:
@@ -981,7 +983,7 @@ def check(method: str) -> int:
     """
     from bayes_bench import registry
 
-    method = _method(method)
+    method = _taken_from_file(method)
     registry.config_class(method)
     cls = registry.method_class(method)
     import torch
@@ -1013,9 +1015,11 @@ def new_method(name: str, parent: Path) -> None:
     Makes the folder bayes-bench-NAME with everything a plug-in needs: a method that works, to be changed, its
     settings, tests, and the entry point by which bayes-bench finds it.
     """
+    import shlex
+
     from bayes_bench import scaffold
 
     folder = scaffold.new_package(name, parent)
     module = folder / f"bayes_bench_{name.replace('-', '_')}.py"
     click.echo(f"{folder}: the method is in {module.name}")
-    click.echo(f"Next: pip install -e {folder} && bayes-bench check {name}")
+    click.echo(f"Next: pip install -e {shlex.quote(str(folder))} && bayes-bench check {name}")

@@ -433,10 +433,10 @@ class WeightPosterior(ABC):
 
     @final
     def fingerprint(self) -> str:
-        """SHA-256 over the network's printed form, its parameters' names and shapes, frozen values, and likelihood."""
+        """SHA-256 over the network's printed form, names and shapes, frozen values and buffers, and the likelihood."""
         shapes = [(name, tuple(shape)) for name, shape in self.shapes.items()]
         digest = hashlib.sha256(f"{self.network!r} {shapes} {self.likelihood!r}".encode())
-        for value in self.frozen.values():
+        for value in (*self.frozen.values(), *self.network.buffers()):
             digest.update(value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 

@@ -7,6 +7,7 @@ written may also come from a file: ``add_file``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -19,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from bayes_bench import userfile
 from bayes_bench.errors import PluginError, UsageError, named, unknown_name
-from bayes_bench.settings import MethodConfig, Range, Space, explain, parse_toml, search_space
+from bayes_bench.settings import NAME_PATTERN, MethodConfig, Range, Space, explain, parse_toml, search_space
 
 if TYPE_CHECKING:
     from bayes_bench.posterior import WeightPosterior
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 METHODS = "bayes_bench.methods"
 CONFIGS = "bayes_bench.configs"
 
-_from_files: dict[str, MethodFile] = {}
-"""Methods of files that this process was told of, by the name of their class."""
+_from_files: dict[str, tuple[str, type[WeightPosterior]]] = {}
+"""Methods of files that this process was told of, by the name of their class: ``PATH:CLASS`` and the class."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,6 @@ class RegisteredMethod:
 
 
 @dataclass(frozen=True)
-class MethodFile:
-    """A method that a file holds: ``PATH:CLASS``."""
-
-    path: Path
-    cls: type[WeightPosterior]
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.cls.__name__}"
-
-
-@dataclass(frozen=True)
 class SettingDoc:
     """One setting of a method, in words for tables."""
 
@@ -71,13 +61,13 @@ class SettingDoc:
 
 
 def methods() -> dict[str, RegisteredMethod]:
-    """All registered methods by name, sorted, without importing them.
+    """All registered methods by name, sorted, without importing them, and those of files that were given.
 
     A name that two distributions register is listed with an error that names both; so using it fails and
     every other method still works.
     """
     found = {name: _registered(name, points) for name, points in _by_name(METHODS).items()}
-    found |= {name: RegisteredMethod(name, str(file.path), str(file)) for name, file in _from_files.items()}
+    found |= {name: RegisteredMethod(name, place.rpartition(":")[0], place) for name, (place, _) in _from_files.items()}
     return dict(sorted(found.items()))
 
 
@@ -96,24 +86,29 @@ def add_file(place: str) -> str:
     from bayes_bench.posterior import WeightPosterior
 
     file, _, name = place.rpartition(":")
-    path = Path(file).resolve()
-    loaded = getattr(userfile.execute(path), name, None)
-    if loaded is None:
-        raise UsageError(f"{file} has no class {name!r}")
-    if not (isinstance(loaded, type) and issubclass(loaded, WeightPosterior)):
+    path = Path(file).expanduser().resolve()
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UsageError(
+            f"{name!r} cannot name a method; give the class a name of at most 64 letters a to z, A to Z, digits"
+        )
+    content = vars(userfile.execute(path))
+    classes = {key for key, value in content.items() if isinstance(value, type) and issubclass(value, WeightPosterior)}
+    if name not in content:
+        raise UsageError(unknown_name(f"class of {file}:", name, classes - {"WeightPosterior"}))
+    if name not in classes:
         raise UsageError(f"{place} is not a subclass of WeightPosterior")
-    if not issubclass(getattr(loaded, "Config", object), MethodConfig):
+    if not issubclass(getattr(content[name], "Config", object), MethodConfig):
         raise UsageError(f"{place}: its Config is not a subclass of MethodConfig; write one and set Config to it")
     taken = methods().get(name)
     if taken is not None and taken.owner != str(path):
         raise UsageError(f"{place}: there is a method {name!r} already, from {taken.owner}; rename the class")
-    _from_files[name] = MethodFile(path, loaded)
+    _from_files[name] = f"{path}:{name}", content[name]
     return name
 
 
 def files_of(names: Iterable[str]) -> tuple[str, ...]:
     """What ``add_file`` has to be told in another process, so that it knows these methods as well."""
-    return tuple(str(_from_files[name]) for name in sorted(names) if name in _from_files)
+    return tuple(_from_files[name][0] for name in sorted(names) if name in _from_files)
 
 
 def inspect_methods() -> dict[str, RegisteredMethod]:
@@ -140,7 +135,7 @@ def method_class(name: str) -> type[WeightPosterior]:
     from bayes_bench.posterior import WeightPosterior
 
     if name in _from_files:
-        return _from_files[name].cls
+        return _from_files[name][1]
     point = _entry(name)
     loaded = _load(point, f"method {name!r}")
     if not (isinstance(loaded, type) and issubclass(loaded, WeightPosterior)):
@@ -162,7 +157,7 @@ def config_class(name: str) -> type[MethodConfig]:
         PluginError: it is registered twice, cannot be imported, or its settings are not a ``MethodConfig``.
     """
     if name in _from_files:
-        return _from_files[name].cls.Config
+        return _from_files[name][1].Config
     point = _entry(name)
     of_same_owner = [entry for entry in _by_name(CONFIGS).get(name, []) if _owner(entry) == _owner(point)]
     if of_same_owner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
 import tempfile
@@ -12,6 +13,8 @@ from bayes_bench import registry
 from bayes_bench.errors import StorageError, UsageError
 
 PREFIX = "bayes-bench-"
+FILES = ("README.md", "bayes_bench_jitter.py", "pyproject.toml", "tests/test_jitter.py")
+"""Of the example."""
 
 
 def new_package(name: str, parent: Path) -> Path:
@@ -22,10 +25,15 @@ def new_package(name: str, parent: Path) -> Path:
         StorageError: it cannot be written.
     """
     class_name = "".join(part.capitalize() for part in name.split("-"))
+    template = _template()
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(class_name):
         raise UsageError(
             f"{name!r} cannot name a method; use lower-case letters and digits, with hyphens between words: my-method"
         )
+    others = re.sub("Jitter", "", " ".join(template.values()))
+    module = f"bayes_bench_{name.replace('-', '_')}"
+    if re.search(rf"\b{class_name}\b", others) or importlib.util.find_spec(module) is not None:
+        raise UsageError(f"{name!r} would name its class or module as another one is; choose another name")
     if (taken := registry.methods().get(name)) is not None:
         raise UsageError(f"there is a method {name!r} already, from {taken.owner}; choose another name")
     if not parent.is_dir():
@@ -36,7 +44,7 @@ def new_package(name: str, parent: Path) -> Path:
     try:
         with tempfile.TemporaryDirectory(dir=parent) as temporary:
             unfinished = Path(temporary) / target.name
-            for path, text in _template().items():
+            for path, text in template.items():
                 file = unfinished / _renamed(path, name, class_name)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(_renamed(text, name, class_name), encoding="utf-8")
@@ -50,11 +58,10 @@ def _template() -> dict[str, str]:
     """The files of the example plug-in, by their path in it (in a checkout: ``examples/plugin``)."""
     shipped = Path(str(resources.files("bayes_bench"))) / "plugin"
     folder = shipped if shipped.is_dir() else Path(__file__).resolve().parent.parent / "examples" / "plugin"
-    paths = [*folder.glob("*.*"), *folder.glob("tests/*.py")]
-    return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in sorted(paths)}
+    return {path: (folder / path).read_text(encoding="utf-8") for path in FILES}
 
 
 def _renamed(text: str, name: str, class_name: str) -> str:
     """Of text about the example, the same about the new method: its module, its class, its name."""
-    text = re.sub(r"(?<=_)jitter", name.replace("-", "_"), text)
-    return text.replace("Jitter", class_name).replace("jitter", name)
+    new = {"_jitter": f"_{name.replace('-', '_')}", "Jitter": class_name, "jitter": name}
+    return re.sub("_?jitter|Jitter", lambda found: new[found[0]], text)

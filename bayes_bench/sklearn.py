@@ -1,4 +1,4 @@
-"""Any method as a scikit-learn classifier or regressor for tables of numbers; imported by users alone.
+"""Any installed method as a scikit-learn classifier or regressor for tables of numbers; imported by users alone.
 
 Example::
 
@@ -6,15 +6,18 @@ Example::
 
     model = BayesClassifier("hypergan", random_state=0).fit(X, y)
     model.predict_proba(X_new)
-    model.predict_entropy(X_new)  # nats: high where the model does not know
+    model.predict_entropy(X_new)  # nats
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -31,9 +34,11 @@ from bayes_bench import registry
 from bayes_bench.errors import DataError, UsageError, named
 from bayes_bench.examples import Examples, FitData
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
-from bayes_bench.networks import mlp
-from bayes_bench.posterior import WeightPosterior, WeightSamples, read_note
+from bayes_bench.networks import build_network
+from bayes_bench.posterior import WeightPosterior, WeightSamples, read_note, resolve_device
 from bayes_bench.prior import GaussianPrior
+from bayes_bench.stacked import StackedNetwork
+from bayes_bench.suite import MLPSpec
 from bayes_bench.tasks import Standardiser
 from bayes_bench.training import FitSummary
 
@@ -72,9 +77,7 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
     summary_: FitSummary
     n_features_in_: int
     feature_names_in_: np.ndarray
-    _weights: WeightSamples
-    _standardiser: Standardiser
-    _seeds: tuple[int, int]
+    _fitted: _Fitted
 
     def __init__(
         self,
@@ -105,61 +108,100 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
 
     # Fit --------------------------------------------------------------------------------------------------
 
-    def _fit_posterior(self, x: np.ndarray, y: np.ndarray, likelihood: Likelihood, units: Standardiser) -> None:
-        """Train on raw inputs x ``[N, F]`` and targets y, and draw the networks that predict."""
-        if self.samples < 1:
-            raise UsageError(f"samples must be at least 1, got {self.samples}")
-        if not 0 <= self.validation_fraction < 1:
-            raise UsageError(f"validation_fraction must lie in [0, 1), got {self.validation_fraction}")
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_fitted")
+
+    def _forget(self) -> None:
+        """Remove what an earlier fit has left, so that one that fails leaves nothing that predicts."""
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, name)
+        self.__dict__.pop("_fitted", None)
+
+    def _plain_parameters(self) -> dict[str, Any]:
+        """The parameters, checked, as JSON can hold them; without ``network`` and ``random_state``."""
+        if not isinstance(self.method, str):
+            raise UsageError(f"method must be the name of a method, such as 'ensemble', got {self.method!r}")
+        hidden: Any = self.hidden
+        if isinstance(hidden, str) or not np.iterable(hidden):
+            raise UsageError(f"hidden must be a list of widths, such as (50, 50), got {hidden!r}")
+        fraction = _number("validation_fraction", self.validation_fraction)
+        if not 0 <= fraction <= 0.9:
+            raise UsageError(f"validation_fraction must lie in [0, 0.9], got {fraction}")
+        return {
+            "method": self.method,
+            "settings": dict(self.settings or {}),
+            "hidden": [_positive_whole("a width of hidden", width) for width in hidden],
+            "budget": _positive_whole("budget", self.budget),
+            "samples": _positive_whole("samples", self.samples),
+            "prior_std": _number("prior_std", self.prior_std),
+            "prior_scaling": self.prior_scaling,
+            "validation_fraction": fraction,
+        }
+
+    def _fit_posterior(
+        self, x: np.ndarray, y: np.ndarray, likelihood: Likelihood, units: Standardiser, targets: Mapping[str, Any]
+    ) -> None:
+        """Train on raw inputs x ``[N, F]`` and targets y, and draw the networks that predict.
+
+        Args:
+            targets: what ``_likelihood_of`` needs to know of them, as JSON.
+        """
+        parameters = self._plain_parameters()
         seeds = check_random_state(self.random_state).randint(2**31 - 1, size=4).tolist()
         split_seed, network_seed, fit_seed, sample_seed = seeds
-        config = registry.resolve_config(self.method, self.settings or {})
-        prior = GaussianPrior(self.prior_std, self.prior_scaling)
-        network = self._build_network(likelihood, network_seed)
+        config = registry.resolve_config(self.method, parameters["settings"])
+        prior = GaussianPrior(parameters["prior_std"], parameters["prior_scaling"])
+        network = self._build_network(parameters["hidden"], likelihood, network_seed)
         posterior = registry.method_class(self.method)(network, likelihood, prior, config)
-        inputs, targets = units.inputs(x), units.targets(y)
-        train, validation = self._split(y if likelihood.kind == "classification" else None, len(x), split_seed)
+        _require_memory(posterior, parameters["samples"])
+        inputs, classes = units.inputs(x), units.targets(y)
+        labels = y if likelihood.kind == "classification" else None
+        train, validation = _split(labels, len(x), parameters["validation_fraction"], split_seed)
         data = FitData(
-            Examples(inputs[train], targets[train]),
-            Examples(inputs[validation], targets[validation]) if len(validation) else None,
+            Examples(inputs[train], classes[train]),
+            Examples(inputs[validation], classes[validation]) if len(validation) else None,
         )
-        self.summary_ = posterior.fit(data, budget=self.budget, seed=fit_seed, device=self.device)
-        self._take(posterior, units, (network_seed, sample_seed))
+        summary = posterior.fit(data, budget=parameters["budget"], seed=fit_seed, device=self.device)
+        note = {
+            "estimator": type(self).__name__,
+            "parameters": parameters | {"settings": json.loads(config.model_dump_json())},
+            "network": self.network is not None,
+            "features": self.n_features_in_,
+            "feature_names": self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None,
+            "standardiser": {name: value.tolist() for name, value in vars(units).items()},
+            "seeds": [network_seed, sample_seed],
+            "targets": targets,
+        }
+        self.summary_ = summary
+        self._take(posterior, units, note)
 
-    def _build_network(self, likelihood: Likelihood, seed: int) -> nn.Module:
+    def _build_network(self, hidden: Sequence[int], likelihood: Likelihood, seed: int) -> nn.Module:
+        if self.network is None:
+            spec = MLPSpec(name="mlp", hidden=tuple(hidden))
+            return build_network(spec, (self.n_features_in_,), likelihood.output_width, seed)
+        if isinstance(self.network, nn.Module) or not callable(self.network):
+            raise UsageError("network must be a function (features, outputs) -> nn.Module, not a network itself")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            if self.network is not None:
-                return self.network(self.n_features_in_, likelihood.output_width)
-            return mlp(self.n_features_in_, self.hidden, likelihood.output_width)
+            return self.network(self.n_features_in_, likelihood.output_width)
 
-    def _split(self, labels: np.ndarray | None, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to train on and rows to validate on."""
-        rows, held_out = np.arange(n), round(self.validation_fraction * n)
-        if n < FEWEST_TO_VALIDATE or held_out == 0:
-            return rows, rows[:0]
-        if labels is not None:
-            counts = np.bincount(labels)
-            if counts.min() < 2 or min(held_out, n - held_out) < len(counts):
-                labels = None  # too few to have every class on both sides
-        train, validation = train_test_split(rows, test_size=held_out, random_state=seed, stratify=labels)
-        return train, validation
-
-    def _take(self, posterior: WeightPosterior, units: Standardiser, seeds: tuple[int, int]) -> None:
+    def _take(self, posterior: WeightPosterior, units: Standardiser, note: Mapping[str, Any]) -> None:
+        weights = posterior.sample(note["parameters"]["samples"], seed=note["seeds"][1])
+        # Predictions are made in float64, so that an answer does not depend on what else was asked in the same call.
+        double = copy.copy(posterior)
+        double.network = copy.deepcopy(posterior.network).double()
+        double.stacked = StackedNetwork(double.network)
         self.posterior_ = posterior
-        self._standardiser = units
-        self._seeds = seeds
-        self._weights = posterior.sample(self.samples, seed=seeds[1])
+        self._fitted = _Fitted(double, {name: value.double() for name, value in weights.items()}, units, note)
 
     # Predict ----------------------------------------------------------------------------------------------
 
     def _predicted(self, X: Any) -> Any:
         check_is_fitted(self)
         x = validate_data(self, X, reset=False, dtype=np.float64)
-        inputs = torch.from_numpy((x - self._standardiser.x_mean) / self._standardiser.x_std)
-        # In float64, so that an answer does not depend on what else was asked in the same call.
-        weights = {name: value.double() for name, value in self._weights.items()}
-        return self.posterior_.predict(inputs.to(self.posterior_.device), weights)
+        fitted = self._fitted
+        inputs = torch.from_numpy((x - fitted.units.x_mean) / fitted.units.x_std)
+        return fitted.posterior.predict(inputs.to(fitted.posterior.device), fitted.weights)
 
     def sample_networks(self, n: int, *, seed: int = 0) -> WeightSamples:
         """Draw networks: name → ``[n, *shape]``, fewer where the method has no more; they take standardised inputs.
@@ -176,26 +218,19 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, which ``load`` reads without running any code of it.
 
-        A ``network`` function is not in the file.
+        What is written is what was fitted, whatever parameters were set since. A ``network`` function is not in the
+        file, nor is ``summary_``.
 
         Raises:
             NotFittedError: before ``fit``.
+            UsageError: labels of a type that JSON cannot hold.
         """
         check_is_fitted(self)
-        parameters = self.get_params(deep=False)
-        settings = json.loads(self.posterior_.config.model_dump_json())
-        kept = {name: parameters[name] for name in parameters if name not in ("network", "random_state", "settings")}
-        units = self._standardiser
-        note = {
-            "estimator": type(self).__name__,
-            "parameters": kept | {"hidden": list(self.hidden), "settings": settings},
-            "features": self.n_features_in_,
-            "feature_names": self.feature_names_in_.tolist() if hasattr(self, "feature_names_in_") else None,
-            "standardiser": {name: np.asarray(value).tolist() for name, value in vars(units).items()},
-            "seeds": list(self._seeds),
-            "targets": self._about_targets(),
-        }
-        self.posterior_.save(path, note=note)
+        try:
+            json.dumps(self._fitted.note)
+        except TypeError as error:
+            raise UsageError(f"this estimator cannot be saved: {error}; use labels that are numbers or text") from error
+        self.posterior_.save(path, note=self._fitted.note)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, network: Network | None = None, device: str = "cpu") -> Self:
@@ -206,35 +241,91 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
 
         Raises:
             DataError: the file is damaged, of another estimator, or of another network.
+            UsageError: there is no such device.
         """
+        resolve_device(device)
         note = read_note(path)
         if not isinstance(note, dict) or note.get("estimator") != cls.__name__:
             found = note.get("estimator") if isinstance(note, dict) else None
             raise DataError(f"{path} holds {found or 'no estimator'}, not a {cls.__name__}")
+        if note.get("network") and network is None:
+            raise DataError(f"{path} was fitted with a network function; give it again: load(path, network=…)")
         try:
-            estimator = cls(**note["parameters"] | {"network": network, "device": device})
-            estimator.n_features_in_ = int(note["features"])
+            estimator = cls(**note["parameters"], network=network, device=device)
+            parameters = estimator._plain_parameters()
+            estimator.n_features_in_ = _positive_whole("features", note["features"])
             if note["feature_names"] is not None:
-                estimator.feature_names_in_ = np.array(note["feature_names"], dtype=object)
-            units = Standardiser(**{name: np.asarray(v, np.float64) for name, v in note["standardiser"].items()})
-            network_seed, sample_seed = (int(seed) for seed in note["seeds"])
-            likelihood = estimator._targets_from(note["targets"], units)
-        except (KeyError, TypeError, ValueError) as error:
+                estimator.feature_names_in_ = np.array([str(name) for name in note["feature_names"]], dtype=object)
+            units = Standardiser(**{name: np.array(value, np.float64) for name, value in note["standardiser"].items()})
+            if units.x_mean.shape != (estimator.n_features_in_,) or units.x_std.shape != units.x_mean.shape:
+                raise ValueError("its standardiser is of other inputs")
+            network_seed, _ = (_positive_whole("a seed", 1 + seed) - 1 for seed in note["seeds"])
+            likelihood = estimator._likelihood_of(note["targets"], units)
+            built = estimator._build_network(parameters["hidden"], likelihood, network_seed)
+            prior = GaussianPrior(parameters["prior_std"], parameters["prior_scaling"])
+            method = registry.method_class(parameters["method"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"cannot read the estimator {path}: {named(error)}") from error
-        built = estimator._build_network(likelihood, network_seed)
-        prior = GaussianPrior(estimator.prior_std, estimator.prior_scaling)
-        method = registry.method_class(estimator.method)
         posterior = method.load(path, built, likelihood, prior, device=device)
-        estimator._take(posterior, units, (network_seed, sample_seed))
+        _require_memory(posterior, parameters["samples"])
+        estimator._take(posterior, units, note)
         return estimator
 
-    def _about_targets(self) -> Any:
-        """What ``_targets_from`` needs, as JSON."""
+    def _likelihood_of(self, targets: Mapping[str, Any], units: Standardiser) -> Likelihood:
+        """The likelihood, from what is known of the targets, which is taken over."""
         raise NotImplementedError
 
-    def _targets_from(self, about: Any, units: Standardiser) -> Likelihood:
-        """Take over what is known of the targets; the likelihood."""
-        raise NotImplementedError
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a fit leaves for predictions and ``save``, whatever parameters are set later.
+
+    Attributes:
+        posterior: whose network computes in float64.
+        weights: the draw that predicts, in float64.
+        note: what ``load`` needs, as JSON.
+    """
+
+    posterior: WeightPosterior
+    weights: WeightSamples
+    units: Standardiser
+    note: Mapping[str, Any]
+
+
+def _positive_whole(name: str, value: Any) -> int:
+    """A number of any integer type, as Python's own."""
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if not 0 < number < 2**63:
+        raise UsageError(f"{name} must be a positive whole number, got {value!r}")
+    return number
+
+
+def _number(name: str, value: Any) -> float:
+    """A number of any type, as Python's own."""
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise UsageError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _require_memory(posterior: WeightPosterior, samples: int) -> None:
+    drawn = samples if posterior.support is None else min(samples, posterior.support)
+    posterior.require_memory(drawn, "lower samples", copies=3)  # in float32, and in float64
+
+
+def _split(labels: np.ndarray | None, n: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to validate on, classes in proportion where that gives every class to both."""
+    rows, held_out = np.arange(n), round(fraction * n)
+    if n < FEWEST_TO_VALIDATE or held_out == 0:
+        return rows, rows[:0]
+    if labels is not None:
+        counts = np.bincount(labels)
+        if counts.min() < 2 or min(held_out, n - held_out) < len(counts):
+            labels = None
+    train, validation = train_test_split(rows, test_size=held_out, random_state=seed, stratify=labels)
+    return train, validation
 
 
 class BayesClassifier(ClassifierMixin, BayesEstimator):  # type: ignore[misc]
@@ -250,17 +341,19 @@ class BayesClassifier(ClassifierMixin, BayesEstimator):  # type: ignore[misc]
     classes_: np.ndarray
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train on X ``[N, F]`` and labels y ``[N]`` of any type.
+        """Train on X ``[N, F]`` and labels y ``[N]``: text, whole numbers or booleans.
 
         Raises:
             ValueError: NaN or infinity, wrong shapes, a single class, wrong parameters.
         """
+        self._forget()
         x, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise UsageError(f"y has one class alone, {self.classes_[0]}; a classifier needs at least two")
-        self._fit_posterior(x, labels, Categorical(len(self.classes_)), _units(x))
+        targets = {"classes": self.classes_.tolist(), "type": self.classes_.dtype.str}
+        self._fit_posterior(x, labels, Categorical(len(self.classes_)), _units(x), targets)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -281,11 +374,10 @@ class BayesClassifier(ClassifierMixin, BayesEstimator):  # type: ignore[misc]
         """What of the entropy the networks disagree about ``[N]``, in nats, in [0, ln S]: more data would lower it."""
         return np.asarray(self._predicted(X).mutual_information.cpu())
 
-    def _about_targets(self) -> Any:
-        return {"classes": self.classes_.tolist(), "type": self.classes_.dtype.str}
-
-    def _targets_from(self, about: Any, units: Standardiser) -> Likelihood:
-        self.classes_ = np.array(about["classes"], dtype=np.dtype(about["type"]))
+    def _likelihood_of(self, targets: Mapping[str, Any], units: Standardiser) -> Likelihood:
+        self.classes_ = np.array(targets["classes"], dtype=np.dtype(targets["type"]))
+        if self.classes_.ndim != 1:
+            raise ValueError("its classes are no list")
         return Categorical(len(self.classes_))
 
 
@@ -293,14 +385,11 @@ class BayesRegressor(RegressorMixin, BayesEstimator):  # type: ignore[misc]
     """A regressor that averages the predictions of networks drawn from a posterior over weights.
 
     Args:
-        noise: standard deviation of the targets around a network's output, in the targets' units and the same for all
+        noise: standard deviation of the one target around a network's output, in its units and the same for all
             inputs; or ``"learned"``, one for all inputs, which starts at half of the targets' own and takes thousands
             of steps to fall far below; or ``"heteroscedastic"``, learned as a function of the input.
         method, settings, …, random_state: as ``BayesEstimator``'s.
     """
-
-    _flat: bool
-    """Whether targets came as ``[N]``, and so predictions are."""
 
     def __init__(
         self,
@@ -344,15 +433,19 @@ class BayesRegressor(RegressorMixin, BayesEstimator):  # type: ignore[misc]
         Raises:
             ValueError: NaN or infinity, wrong shapes, wrong parameters.
         """
+        self._forget()
         x, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2, multi_output=True, y_numeric=True)
-        self._flat = y.ndim == 1
+        targets = {"flat": y.ndim == 1}
         y = np.asarray(y, dtype=np.float64).reshape(len(x), -1)
         units = _units(x, y)
-        if not isinstance(self.noise, str):
-            # One known noise for all targets stays one only if all are divided by the same number.
-            units = replace(units, y_std=np.full(y.shape[1], np.sqrt(np.mean(units.y_std**2))))
-        self._fit_posterior(x, y, self._likelihood(units), units)
+        self._fit_posterior(x, y, self._likelihood_of(targets, units), units, targets)
         return self
+
+    def _plain_parameters(self) -> dict[str, Any]:
+        noise = self.noise if isinstance(self.noise, str) else _number("noise", self.noise)
+        if noise not in ("learned", "heteroscedastic") and not (isinstance(noise, float) and 0 < noise < math.inf):
+            raise UsageError(f"noise must be a positive number, 'learned' or 'heteroscedastic', got {self.noise!r}")
+        return super()._plain_parameters() | {"noise": noise}
 
     def predict(self, X: Any, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """The predictive mean, ``[N]`` or ``[N, D]``.
@@ -361,7 +454,7 @@ class BayesRegressor(RegressorMixin, BayesEstimator):  # type: ignore[misc]
             return_std: also the standard deviation of the predictive distribution, noise included, of the same shape.
         """
         found = self._predicted(X)
-        mean = self._like_targets(found.mean.cpu().numpy() * self._standardiser.y_std + self._standardiser.y_mean)
+        mean = self._like_targets(found.mean.cpu().numpy() * self._fitted.units.y_std + self._fitted.units.y_mean)
         return (mean, self._in_units(found.variance)) if return_std else mean
 
     def predict_epistemic_std(self, X: Any) -> np.ndarray:
@@ -370,28 +463,26 @@ class BayesRegressor(RegressorMixin, BayesEstimator):  # type: ignore[misc]
 
     def _in_units(self, variance: Tensor) -> np.ndarray:
         """The standard deviation in the units of the targets."""
-        return self._like_targets(variance.sqrt().cpu().numpy() * self._standardiser.y_std)
+        return self._like_targets(variance.sqrt().cpu().numpy() * self._fitted.units.y_std)
 
     def _like_targets(self, values: np.ndarray) -> np.ndarray:
-        return values[:, 0] if self._flat else values
+        return values[:, 0] if self._fitted.note["targets"]["flat"] else values
 
-    def _likelihood(self, units: Standardiser) -> Likelihood:
-        dimensions = len(units.y_std)
-        if self.noise == "heteroscedastic":
+    def _likelihood_of(self, targets: Mapping[str, Any], units: Standardiser) -> Likelihood:
+        noise, dimensions = self._plain_parameters()["noise"], len(units.y_std)
+        if noise == "heteroscedastic":
             return HeteroscedasticGaussian(dimensions)
-        if isinstance(self.noise, str):
-            return Gaussian(self.noise, dimensions)
-        return Gaussian(self.noise / float(units.y_std[0]), dimensions)
-
-    def _about_targets(self) -> Any:
-        return {"flat": self._flat}
-
-    def _targets_from(self, about: Any, units: Standardiser) -> Likelihood:
-        self._flat = bool(about["flat"])
-        return self._likelihood(units)
+        if noise == "learned":
+            return Gaussian("learned", dimensions)
+        if dimensions > 1:
+            raise UsageError("a number for noise is that of one target; for several use 'learned', or a model for each")
+        return Gaussian(noise / float(units.y_std[0]))
 
 
 def _units(x: np.ndarray, y: np.ndarray | None = None) -> Standardiser:
     """Mean and standard deviation of every feature, and of every target of a regression; 1 where nothing varies."""
-    scalers = [StandardScaler().fit(values) for values in (x, y) if values is not None]
-    return Standardiser(*(part for scaler in scalers for part in (scaler.mean_, scaler.scale_)))
+    inputs = StandardScaler().fit(x)
+    if y is None:
+        return Standardiser(inputs.mean_, inputs.scale_)
+    targets = StandardScaler().fit(y)
+    return Standardiser(inputs.mean_, inputs.scale_, targets.mean_, targets.scale_)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from bayes_bench import jobs, metrics, records, registry, store
+from bayes_bench import jobs, machine, metrics, records, registry, store
 from bayes_bench.errors import DataError, DivergenceError, UsageError, named, unknown_name
 from bayes_bench.jobs import Job, Override
 from bayes_bench.machine import MEMORY_LIMIT_MB
@@ -104,6 +104,8 @@ class Search:
             "device": device,
             "memory limit": memory_limit_mb,
         }
+        if files := registry.files_of([self.method]):
+            parts["file"] = [*files, machine.code_hash([Path(files[0].rpartition(":")[0])])]
         same: dict[str, Any] = json.loads(json.dumps(parts))
         return same
 

@@ -18,7 +18,12 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "plugin" / "baye
 @pytest.fixture(autouse=True)
 def _forget():
     before = dict(registry._from_files)
+    modules, path = set(sys.modules), list(sys.path)
     yield
+    for name in set(sys.modules) - modules:
+        if "_of_mine" in name or name.startswith("bayes_bench_file_"):
+            del sys.modules[name]
+    sys.path[:] = path
     registry._from_files.clear()
     registry._from_files.update(before)
 
@@ -71,7 +76,11 @@ def test_check_and_show_take_files(file):
 @pytest.mark.parametrize(
     ("content", "name", "sentence"),
     [
-        ("", "Mine", "has no class 'Mine'"),
+        ("1 / 0", "Mine", r"ZeroDivisionError: division by zero \(line 1\)"),
+        ("raise ValueError('x' * 10**6)", "Mine", r"ValueError: x{280,290} \(line 1\)$"),
+        ("", "_Mine", "'_Mine' cannot name a method"),
+        ("", "Méthode", "cannot name a method"),
+        ("", "Mine", "unknown class of .*bad.py: 'Mine'"),
         ("Mine = 3", "Mine", "is not a subclass of WeightPosterior"),
         ("import nothing_like_it", "Mine", "cannot be imported: ModuleNotFoundError"),
         ("raise SystemExit(3)", "Mine", "cannot be imported: SystemExit"),
@@ -87,8 +96,48 @@ def test_what_is_no_method_is_refused(tmp_path, content, name, sentence):
     assert not registry.files_of([name])
 
 
+def test_the_name_given_is_the_name(file, tmp_path):
+    file.write_text(file.read_text() + "\n\nOther = Jitter\n")
+    assert registry.add_file(f"{file}:Other") == "Other"
+    assert registry.files_of(["Other"]) == (f"{file}:Other",)
+
+
+def test_a_file_imports_its_neighbours_and_may_move(file, tmp_path):
+    (tmp_path / "neighbour_of_mine.py").write_text("from bayes_bench import WeightPosterior\n")
+    file.write_text("import neighbour_of_mine\n" + file.read_text())
+    registry.add_file(f"{file}:Jitter")
+    module = registry.method_class("Jitter").__module__
+    assert module == "bayes_bench_file_mine"  # not of the folder: a saved posterior names it
+    (tmp_path / "elsewhere").mkdir()
+    other = Path(shutil.copy(EXAMPLE, tmp_path / "elsewhere" / "mine.py"))
+    with pytest.raises(UsageError, match="there is a method 'Jitter' already"):
+        registry.add_file(f"{other}:Jitter")
+
+
+def test_an_interrupted_import_leaves_no_half_module(tmp_path, file):
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        registry.add_file(f"{broken}:Jitter")
+    shutil.copy(EXAMPLE, broken)
+    assert registry.add_file(f"{broken}:Jitter") == "Jitter"
+
+
+def test_a_missing_class_and_other_code_are_told(file, tmp_path):
+    done = CliRunner().invoke(cli, ["show", str(file)])
+    assert "name the class as well" in str(done.exception)
+    with pytest.raises(UsageError, match="did you mean 'Jitter'"):
+        registry.add_file(f"{file}:jitter")
+    search = ["tune", f"{file}:Jitter", "cubic", "--trials", "1", "--seeds", "100", "--budget-scale", "0.01"]
+    arguments = [*search, "--out", str(tmp_path / "tuning"), "--quiet"]
+    assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    file.write_text(file.read_text() + "\n# changed\n")
+    done = CliRunner().invoke(cli, arguments)
+    assert "holds another search (different file)" in str(done.exception)
+
+
 def test_a_missing_file_and_a_cluster(file, tmp_path):
-    with pytest.raises(UsageError, match="cannot read the Python file"):
+    with pytest.raises(UsageError, match="there is no Python file"):
         registry.add_file(f"{tmp_path / 'nowhere.py'}:Mine")
     arguments = ["run", "cubic", "--methods", f"{file}:Jitter", "--executor", "ray", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(cli, arguments)

@@ -34,6 +34,18 @@ def test_names_that_cannot_be(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["my-jitter", "jitter-2"])
+def test_names_that_hold_the_examples_name(tmp_path, name):
+    folder = scaffold.new_package(name, tmp_path)
+    assert f"bayes_bench_{name.replace('-', '_')}.py" in files(folder)
+
+
+@pytest.mark.parametrize("name", ["tensor-state", "weight-posterior", "baselines"])
+def test_names_that_are_taken_in_the_code(tmp_path, name):
+    with pytest.raises(UsageError, match="as another one is"):
+        scaffold.new_package(name, tmp_path)
+
+
 def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(UsageError, match=r"'map' already, from bayes-bench"):
         scaffold.new_package("map", tmp_path)

@@ -18,6 +18,7 @@ from torch import nn
 
 from bayes_bench import DataError, UsageError
 from bayes_bench.sklearn import BayesClassifier, BayesRegressor
+from bayes_bench.sklearn import _split as split
 
 QUICK = {"budget": 20_000, "samples": 20, "random_state": 0}
 ENSEMBLE = {"method": "ensemble", "budget": 100_000, "random_state": 0}
@@ -101,19 +102,14 @@ def test_an_answer_does_not_depend_on_its_batch():
 def test_every_class_is_trained_on_and_validated():
     X, y = moons(100)
     y[:20] = 2
-    seen = []
-
-    class Spy(BayesClassifier):
-        def _split(self, labels, n, seed):
-            seen.append((labels, *super()._split(labels, n, seed)))
-            return seen[-1][1:]
-
-    Spy(**ENSEMBLE).fit(X, y)
-    labels, train, validation = seen[0]
+    train, validation = split(y, 100, 0.1, 0)
     assert sorted([*train, *validation]) == list(range(100))
-    assert set(labels[train]) == set(labels[validation]) == {0, 1, 2}
-    Spy(**ENSEMBLE).fit(X[10:29], y[10:29])
-    assert len(seen[1][2]) == 0
+    assert set(y[train]) == set(y[validation]) == {0, 1, 2}
+    assert len(split(y, 19, 0.1, 0)[1]) == 0
+    assert len(split(y, 100, 0.0, 0)[1]) == 0
+    lonely = np.arange(100) == 0
+    assert len(split(lonely.astype(int), 100, 0.1, 0)[1]) == 10
+    assert BayesClassifier(**ENSEMBLE).fit(X, y).summary_.history[-1].keys() >= {"val_nll"}
 
 
 # Regressor ------------------------------------------------------------------------------------------------
@@ -186,8 +182,10 @@ def test_save_and_load_a_regressor_with_names_and_its_own_network(tmp_path):
     for mine, theirs in zip(again.predict(table, return_std=True), model.predict(table, return_std=True), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert again.feature_names_in_.tolist() == ["width"]
-    with pytest.raises(DataError, match="another network"):
+    with pytest.raises(DataError, match="give it again"):
         BayesRegressor.load(tmp_path / "model")
+    with pytest.raises(DataError, match="another network"):
+        BayesRegressor.load(tmp_path / "model", network=lambda features, outputs: nn.Linear(features, outputs))
     with pytest.raises(DataError, match="holds BayesRegressor, not a BayesClassifier"):
         BayesClassifier.load(tmp_path / "model")
 
@@ -202,7 +200,22 @@ def test_a_damaged_file_is_refused(tmp_path):
     from bayes_bench.posterior import read_note
 
     good = read_note(tmp_path / "good")
+    parameters = good["parameters"]
     for change in (
+        {"parameters": {**parameters, "hidden": [10**6, 10**6]}},
+        {"parameters": {**parameters, "hidden": 5}},
+        {"parameters": {**parameters, "hidden": [-5]}},
+        {"parameters": {**parameters, "samples": "x"}},
+        {"parameters": {**parameters, "method": ["x"]}},
+        {"parameters": None},
+        {"features": 10**12},
+        {"features": 3},
+        {"standardiser": None},
+        {"standardiser": {"x_mean": [0.0], "x_std": [1.0]}},
+        {"seeds": [10**30, 1]},
+        {"feature_names": 5},
+        {"targets": {"classes": [[0, 1], [2, 3]], "type": "<i8"}},
+        {"targets": {"classes": [1, 2, 3], "type": "<i8"}},
         {"parameters": {"method": "ensemble", "no_such": 1}},
         {"seeds": ["x", 1]},
         {"targets": {"classes": [1, 2]}},
@@ -211,8 +224,13 @@ def test_a_damaged_file_is_refused(tmp_path):
         {"parameters": {**good["parameters"], "method": "no-such"}},
     ):
         model.posterior_.save(tmp_path / "bad", note={**good, **change})
-        with pytest.raises((DataError, UsageError)):
+        with pytest.raises(DataError):
             BayesClassifier.load(tmp_path / "bad")
+    many = {**good, "parameters": {**parameters, "method": "mcdropout", "samples": 10**12}}
+    dropout = BayesClassifier("mcdropout", **QUICK).fit(X, y)
+    dropout.posterior_.save(tmp_path / "many", note={**many, "parameters": {**many["parameters"], "settings": {}}})
+    with pytest.raises(UsageError, match="lower samples"):
+        BayesClassifier.load(tmp_path / "many")
     content = (tmp_path / "good").read_bytes()
     (tmp_path / "cut").write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match="cannot read"):
@@ -236,6 +254,61 @@ def test_pickled_and_copied(method):
         np.testing.assert_array_equal(other.predict_proba(X), expected)
 
 
+def test_what_was_fitted_is_saved_whatever_was_set_since(tmp_path):
+    X, y = moons()
+    model = BayesClassifier(**ENSEMBLE).fit(X, y)
+    expected = model.predict_proba(X)
+    model.set_params(hidden=(3,), samples=2, method="map").save(tmp_path / "model")
+    np.testing.assert_array_equal(BayesClassifier.load(tmp_path / "model").predict_proba(X), expected)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    X, y = line()
+    numbers = {
+        "hidden": np.array([5, 6]),
+        "samples": np.int64(5),
+        "budget": np.int64(2000),
+        "noise": np.float64(5),
+        "validation_fraction": np.float32(0.2),
+        "prior_std": np.float32(1),
+    }
+    model = BayesRegressor("map", random_state=0, **numbers).fit(X, y)
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(BayesRegressor.load(tmp_path / "model").predict(X), model.predict(X))
+
+
+class Fourier(nn.Module):
+    """A network with a buffer, which an optimiser does not see."""
+
+    def __init__(self, features, outputs, scale=1.0):
+        super().__init__()
+        self.register_buffer("directions", scale * torch.ones(features, 16).cumsum(1))
+        self.out = nn.Linear(16, outputs)
+
+    def forward(self, x):
+        return self.out((x @ self.directions).sin())
+
+
+def test_networks_with_buffers(tmp_path):
+    X, y = line()
+    model = BayesRegressor("map", network=Fourier, **QUICK).fit(X, y)
+    model.save(tmp_path / "model")
+    again = BayesRegressor.load(tmp_path / "model", network=Fourier)
+    np.testing.assert_array_equal(again.predict(X), model.predict(X))
+    with pytest.raises(DataError, match="another network"):
+        BayesRegressor.load(tmp_path / "model", network=lambda f, o: Fourier(f, o, 2.0))
+
+
+def test_a_fit_that_fails_leaves_nothing_that_predicts():
+    X, y = moons(50)
+    model = BayesClassifier(**ENSEMBLE).fit(X, np.array(["a", "b"])[y])
+    with pytest.raises(UsageError):
+        model.set_params(budget=0).fit(X, np.array(["yak", "zebra"])[y])
+    for use in (lambda: model.predict(X), lambda: model.save("nowhere"), lambda: model.sample_networks(1)):
+        with pytest.raises(NotFittedError):
+            use()
+
+
 # Errors and randomness ------------------------------------------------------------------------------------
 
 
@@ -257,7 +330,17 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_global_state():
     [
         ({"method": "hypergam"}, "hypergan"),
         ({"settings": {"member": 3}}, "members"),
-        ({"samples": 0}, "samples must be at least 1"),
+        ({"method": None}, "method must be the name"),
+        ({"samples": 0}, "samples must be a positive whole number, got 0"),
+        ({"samples": "5"}, "samples must be a positive whole number, got '5'"),
+        ({"method": "mcdropout", "samples": 10**12}, "lower samples"),
+        ({"hidden": 50}, "hidden must be a list of widths"),
+        ({"hidden": (0,)}, "a width of hidden must be a positive whole number, got 0"),
+        ({"hidden": (5.5,)}, "a width of hidden"),
+        ({"hidden": (10**6, 10**6)}, "at most half of this machine"),
+        ({"validation_fraction": None}, "validation_fraction must be a number"),
+        ({"network": nn.Linear(2, 2)}, "network must be a function"),
+        ({"prior_std": "1"}, "prior_std must be a number"),
         ({"validation_fraction": 1.0}, "validation_fraction"),
         ({"budget": 0}, "budget"),
         ({"prior_std": -1.0}, "std must be a positive number"),
@@ -280,5 +363,9 @@ def test_wrong_data_are_refused():
         BayesClassifier(**ENSEMBLE).predict_entropy(X)
     with pytest.raises(UsageError, match="positive number"):
         BayesRegressor(noise=-1.0, **ENSEMBLE).fit(X, y)
-    with pytest.raises(UsageError, match="positive number or 'learned'"):
+    with pytest.raises(UsageError, match="positive number, 'learned'"):
         BayesRegressor(noise="quiet", **ENSEMBLE).fit(X, y)
+    with pytest.raises(UsageError, match="noise must be a number, got None"):
+        BayesRegressor(noise=None, **ENSEMBLE).fit(X, y)
+    with pytest.raises(UsageError, match="noise is that of one target"):
+        BayesRegressor(noise=1.0, **ENSEMBLE).fit(X, X)
