@@ -154,12 +154,12 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
         network = self._build_network(parameters["hidden"], likelihood, network_seed)
         posterior = registry.method_class(self.method)(network, likelihood, prior, config)
         _require_memory(posterior, parameters["samples"])
-        inputs, classes = units.inputs(x), units.targets(y)
+        inputs, expected = units.inputs(x), units.targets(y)
         labels = y if likelihood.kind == "classification" else None
         train, validation = _split(labels, len(x), parameters["validation_fraction"], split_seed)
         data = FitData(
-            Examples(inputs[train], classes[train]),
-            Examples(inputs[validation], classes[validation]) if len(validation) else None,
+            Examples(inputs[train], expected[train]),
+            Examples(inputs[validation], expected[validation]) if len(validation) else None,
         )
         summary = posterior.fit(data, budget=parameters["budget"], seed=fit_seed, device=self.device)
         note = {
