@@ -30,12 +30,12 @@ def new_package(name: str, parent: Path) -> Path:
         raise UsageError(
             f"{name!r} cannot name a method; use lower-case letters and digits, with hyphens between words: my-method"
         )
+    if (taken := registry.methods().get(name)) is not None:
+        raise UsageError(f"there is a method {name!r} already, from {taken.owner}; choose another name")
     others = re.sub("Jitter", "", " ".join(template.values()))
     module = f"bayes_bench_{name.replace('-', '_')}"
     if re.search(rf"\b{class_name}\b", others) or importlib.util.find_spec(module) is not None:
         raise UsageError(f"{name!r} would name its class or module as another one is; choose another name")
-    if (taken := registry.methods().get(name)) is not None:
-        raise UsageError(f"there is a method {name!r} already, from {taken.owner}; choose another name")
     if not parent.is_dir():
         raise UsageError(f"no folder {parent}; make it first")
     target = parent / f"{PREFIX}{name}"
