@@ -411,7 +411,7 @@ def run(
 @click.option("--recompute", is_flag=True, help="Measure stored predictions anew, e.g. after a new metric.")
 @click.option(
     "--export",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
     help="Also write every table as CSV, Markdown and LaTeX and every figure as SVG and CSV.",
 )
@@ -1020,6 +1020,5 @@ def new_method(name: str, parent: Path) -> None:
     from bayes_bench import scaffold
 
     folder = scaffold.new_package(name, parent)
-    module = folder / f"bayes_bench_{name.replace('-', '_')}.py"
-    click.echo(f"{folder}: the method is in {module.name}")
+    click.echo(f"{folder}: the method is in {scaffold.module_of(name)}.py")
     click.echo(f"Next: pip install -e {shlex.quote(str(folder))} && bayes-bench check {name}")

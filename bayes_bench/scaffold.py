@@ -33,8 +33,7 @@ def new_package(name: str, parent: Path) -> Path:
     if (taken := registry.methods().get(name)) is not None:
         raise UsageError(f"there is a method {name!r} already, from {taken.owner}; choose another name")
     others = re.sub("Jitter", "", " ".join(template.values()))
-    module = f"bayes_bench_{name.replace('-', '_')}"
-    if re.search(rf"\b{class_name}\b", others) or importlib.util.find_spec(module) is not None:
+    if re.search(rf"\b{class_name}\b", others) or importlib.util.find_spec(module_of(name)) is not None:
         raise UsageError(f"{name!r} would name its class or module as another one is; choose another name")
     if not parent.is_dir():
         raise UsageError(f"no folder {parent}; make it first")
@@ -52,6 +51,11 @@ def new_package(name: str, parent: Path) -> Path:
     except OSError as error:
         raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
     return target
+
+
+def module_of(name: str) -> str:
+    """The module of a new method's package."""
+    return f"bayes_bench_{name.replace('-', '_')}"
 
 
 def _template() -> dict[str, str]:

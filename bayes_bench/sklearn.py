@@ -130,9 +130,9 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
         return {
             "method": self.method,
             "settings": dict(self.settings or {}),
-            "hidden": [_positive_whole("a width of hidden", width) for width in hidden],
-            "budget": _positive_whole("budget", self.budget),
-            "samples": _positive_whole("samples", self.samples),
+            "hidden": [_whole("a width of hidden", width) for width in hidden],
+            "budget": _whole("budget", self.budget),
+            "samples": _whole("samples", self.samples),
             "prior_std": _number("prior_std", self.prior_std),
             "prior_scaling": self.prior_scaling,
             "validation_fraction": fraction,
@@ -253,13 +253,13 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
         try:
             estimator = cls(**note["parameters"], network=network, device=device)
             parameters = estimator._plain_parameters()
-            estimator.n_features_in_ = _positive_whole("features", note["features"])
+            estimator.n_features_in_ = _whole("features", note["features"])
             if note["feature_names"] is not None:
                 estimator.feature_names_in_ = np.array([str(name) for name in note["feature_names"]], dtype=object)
             units = Standardiser(**{name: np.array(value, np.float64) for name, value in note["standardiser"].items()})
             if units.x_mean.shape != (estimator.n_features_in_,) or units.x_std.shape != units.x_mean.shape:
                 raise ValueError("its standardiser is of other inputs")
-            network_seed, _ = (_positive_whole("a seed", 1 + seed) - 1 for seed in note["seeds"])
+            network_seed, _ = (_whole("a seed", seed, least=0) for seed in note["seeds"])
             likelihood = estimator._likelihood_of(note["targets"], units)
             built = estimator._build_network(parameters["hidden"], likelihood, network_seed)
             prior = GaussianPrior(parameters["prior_std"], parameters["prior_scaling"])
@@ -292,14 +292,14 @@ class _Fitted:
     note: Mapping[str, Any]
 
 
-def _positive_whole(name: str, value: Any) -> int:
+def _whole(name: str, value: Any, least: int = 1) -> int:
     """A number of any integer type, as Python's own."""
     try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        number = 0
-    if not 0 < number < 2**63:
-        raise UsageError(f"{name} must be a positive whole number, got {value!r}")
+        number = least - 1
+    if not least <= number < 2**63:
+        raise UsageError(f"{name} must be a {'positive ' * (least == 1)}whole number, got {value!r}")
     return number
 
 

@@ -10,7 +10,7 @@ from synthetic import METHODS, make_job, write_job, write_plan
 
 from bayes_bench import DataError, UsageError, analysis, report
 from bayes_bench.cli import cli
-from bayes_bench.report.export import export, tex
+from bayes_bench.report.export import _file_name, export, tex
 from bayes_bench.report.page import charts_for, open_book
 from bayes_bench.report.tables import tables_for
 
@@ -86,6 +86,22 @@ def test_figures_are_documents_with_their_numbers(files):
             assert ET.fromstring(text).tag.endswith("svg")
             assert "var(--" not in text
     assert files["digits-reliability.data.csv"].startswith("method,bin,examples,confidence,accuracy\n")
+
+
+def test_names_that_would_be_one_file_are_numbered():
+    taken = {}
+    for expected in ("digits-ood-a-b", "digits-ood-a-b-2", "digits-ood-a-b-3"):
+        name = _file_name(taken, "digits", {1: "OOD: a b", 2: "OOD: a-b", 3: "OOD: a_b"}[len(taken) + 1])
+        assert name == expected
+        taken[f"{name}.csv"] = ""
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_at_once(run, tmp_path):
+    (tmp_path / "file").touch()
+    before = (run / "report.html").stat().st_mtime_ns
+    done = CliRunner().invoke(cli, ["report", str(run), "--export", str(tmp_path / "file")])
+    assert done.exit_code == 2
+    assert (run / "report.html").stat().st_mtime_ns == before
 
 
 def test_exporting_again_gives_the_same_files(run, files, tmp_path):

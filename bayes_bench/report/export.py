@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import matplotlib as mpl
@@ -64,12 +65,12 @@ def export(run_dir: Path | str, folder: Path) -> list[Path]:
     texts: dict[str, str] = {}
     for comparison in book.comparisons:
         for table in tables_for(comparison):
-            name = _file_name(comparison.name, table.caption)
+            name = _file_name(texts, comparison.name, table.caption)
             title = f"{comparison.name}: {table.caption}"
             texts |= {f"{name}.csv": _csv(table), f"{name}.md": markdown(table, title)}
             texts[f"{name}.tex"] = latex(table, title, name)
         for chart in charts_for(book, comparison):
-            name = _file_name(comparison.name, chart.title)
+            name = _file_name(texts, comparison.name, chart.title)
             texts |= {f"{name}.svg": drawing(chart), f"{name}.data.csv": report.csv(chart.frame())}
     if not texts:
         raise UsageError(f"{run_dir} has no finished job; there is nothing to export")
@@ -82,8 +83,11 @@ def export(run_dir: Path | str, folder: Path) -> list[Path]:
     return [folder / file for file in texts]
 
 
-def _file_name(*parts: str) -> str:
-    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.").lower() or "unnamed" for part in parts)
+def _file_name(taken: Mapping[str, str], *parts: str) -> str:
+    """The parts as a file name without its ending, numbered where another text has given the same."""
+    name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.").lower() or "unnamed" for part in parts)
+    numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(one for one in numbered if not {f"{one}.csv", f"{one}.svg"} & taken.keys())
 
 
 # Tables ---------------------------------------------------------------------------------------------------
@@ -114,10 +118,16 @@ def _csv(table: Table) -> str:
         cells: dict[str, str] = {"method": row.method}
         for (group, text), cell in zip(_columns(table), row.cells, strict=True):
             name = f"{group}: {text}" if group else text
-            cells |= {name: cell.text, f"{name} (spread)": cell.spread.removeprefix("± "), f"{name} (mark)": cell.mark}
+            value, spread = (_machine_number(text) for text in (cell.text, cell.spread.removeprefix("± ")))
+            cells |= {name: value, f"{name} (spread)": spread, f"{name} (mark)": cell.mark}
         rows.append(cells | {"seeds": row.seeds})
-    frame = pd.DataFrame(rows).replace({"−": "-", ",": ""}, regex=True)  # numbers that programs read
+    frame = pd.DataFrame(rows)
     return report.csv(frame.loc[:, [name for name in frame if (frame[name] != "").any()]])
+
+
+def _machine_number(text: str) -> str:
+    """A printed number as programs read it."""
+    return text.replace("−", "-").replace(",", "")
 
 
 def markdown(table: Table, title: str) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from bayes_bench.analysis import Evidence
@@ -212,3 +213,11 @@ def rest_after(text: str, prefix: str) -> str:
 
 def range_of(arrays: Sequence[NDArray[Any]]) -> tuple[float, float]:
     return min(float(a.min()) for a in arrays), max(float(a.max()) for a in arrays)
+
+
+def log_axis(axes: Axes, ticks: Sequence[float]) -> None:
+    """A logarithmic x axis with these ticks alone, in plain numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator
 
 from bayes_bench.analysis import CURVE_SIZES, metric_value
 from bayes_bench.metrics.base import Floats
@@ -17,6 +17,7 @@ from bayes_bench.metrics.calibration import BINS, bin_index
 from bayes_bench.report.charts.base import (
     MUTED,
     Chart,
+    log_axis,
     rest_after,
     std_of,
 )
@@ -47,10 +48,7 @@ class AccuracyCurve(Chart):
                 elinewidth=0.8,
                 **self.look.line(method),
             )
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        log_axis(axes, [1, 2, 5, 10, 20, 50, 100])
         axes.set_xlabel("networks")
 
     def frame(self) -> pd.DataFrame:
@@ -200,10 +198,7 @@ class RiskCoverage(Chart):
         for i, (method, errors) in enumerate(self._curves().items()):
             style = self.look.line(method) | {"markersize": 4}
             axes.plot(100 * self._aside, errors, markevery=(2 * i % 12, 12), **style)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([0.1, 1, 10, 90]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        log_axis(axes, [0.1, 1, 10, 90])
         axes.set(xlim=(0.1, 100), xlabel="most uncertain put aside, %")
         axes.set_ylim(bottom=0)
 
@@ -258,10 +253,7 @@ class ROC(Chart):
         for i, (method, flagged) in enumerate(self._curves(panel).items()):
             style = self.look.line(method) | {"markersize": 4}
             axes.plot(self._grid, flagged, markevery=(2 * i % 12, 12), **style)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([0.001, 0.01, 0.1, 1]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        log_axis(axes, [0.001, 0.01, 0.1, 1])
         axes.set(xlim=(1e-3, 1.1), ylim=(-0.02, 1.02), xlabel="test data flagged", ylabel="outside data flagged")
 
     def frame(self) -> pd.DataFrame:
