@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from bayes_bench import machine, memory, registry, store
 from bayes_bench.errors import named
+from bayes_bench.gallery import gallery
 from bayes_bench.jobs import Job, device_class
 from bayes_bench.likelihood import RESERVED
 from bayes_bench.measure import measure
@@ -227,6 +228,9 @@ def _fit_and_predict(
     )
     networks = len(next(iter(weights.values())))
     predictions = predict_task(posterior, weights, task)
+    if task.likelihood.kind == "classification":
+        shown = {"test": task.test.inputs()} | {f"ood/{name}": x for name, x in task.ood.items()}
+        predictions |= gallery(predictions, shown, task.standardiser)
     grams, layer_sizes = gram_matrices(posterior.network, weights)
     predictions |= {f"weights/gram/{name}": gram for name, gram in grams.items()}
     cost: dict[str, Any] = {

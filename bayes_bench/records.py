@@ -21,6 +21,8 @@ from bayes_bench.suite import COLLAPSE_THRESHOLD
 LONGEST_TEXT = 20_000
 MOST_NETWORKS = 1000
 """Networks in a job's draw; jobs draw 100."""
+LARGEST_IMAGE = 64
+"""Pixels along a side of the images that a job keeps for its report."""
 MEASURED = ("variant", "kind", "budget", "fit", "networks", "likelihood", "prior", "network", "data", "task_spec")
 """What the record of a finished job has."""
 
@@ -264,7 +266,7 @@ def cleaned(content: Any) -> Any:
 # Predictions ----------------------------------------------------------------------------------------------
 
 _SET = r"(?:test|validation|(?:validation_)?ood/[A-Za-z0-9][A-Za-z0-9_.-]{0,63})"
-_OF_CLASSES = re.compile(rf"{_SET}/(?:log_probs|mean_intensity|y)\Z")
+_OF_CLASSES = re.compile(rf"{_SET}/(?:log_probs|mean_intensity|y|images|image_index)\Z")
 _OF_VALUES = re.compile(rf"(?:(?:{_SET}|curve)/(?:mean|noise_std|y)|curve/x|train/x|train/y)\Z")
 _GRAM = "weights/gram/"
 
@@ -314,6 +316,11 @@ def _fits(name: str, array: np.ndarray, arrays: Mapping[str, np.ndarray], record
             )
         case "mean_intensity":
             return single and array.shape == (examples,)
+        case "images":
+            return _are_images(array) and len(array) == len(arrays.get(f"{group}/image_index", ()))
+        case "image_index":
+            there = array.dtype == np.int64 and array.ndim == 1 and f"{group}/images" in arrays
+            return there and bool(((array >= 0) & (array < examples)).all())
         case "x":
             return single and array.shape in ((examples,), (examples, 1)) and examples > 1 and bool(_curve(record))
         case "y" if record["kind"] == "classification":
@@ -321,6 +328,12 @@ def _fits(name: str, array: np.ndarray, arrays: Mapping[str, np.ndarray], record
             return whole and bool(((array >= 0) & (array < classes)).all())
         case _:
             return single and array.shape in (outputs.shape[1:], (examples,)) and array.size == outputs[0].size
+
+
+def _are_images(array: np.ndarray) -> bool:
+    """Bytes ``[n, 1 or 3, h, w]``, no larger than jobs store them."""
+    bytes_of_images = array.dtype == np.uint8 and array.ndim == 4 and array.shape[1] in (1, 3)
+    return bytes_of_images and min(array.shape[2:]) > 0 and max(array.shape[2:]) <= LARGEST_IMAGE
 
 
 def _curve(record: Mapping[str, Any]) -> Any:
