@@ -25,8 +25,6 @@ from bayes_bench.metrics.base import GROUP_SIZES, Floats, Ints, JobPredictions, 
 from bayes_bench.metrics.calibration import BINS, bin_index
 
 MIN_SEEDS_TO_RANK = 3
-MIN_SEEDS_ACROSS_TASKS = 5
-MIN_TASKS_ACROSS_TASKS = 6
 LEVEL = 0.95
 REPLICATES = 1000
 CURVE_SIZES = (1, 2, 3, 5, 10, 20, 50, 100)
@@ -101,17 +99,20 @@ class Run:
         description: ``run.json``, empty where there is none.
         records: of all jobs, finished and failed.
         problems: a sentence for every damaged record.
+        origins: of merged runs, label and key of a record → its run folder and its label there.
     """
 
     folder: Path
     description: Mapping[str, Any]
     records: tuple[dict[str, Any], ...]
     problems: tuple[str, ...] = ()
+    origins: Mapping[tuple[str, str], tuple[Path, str]] = field(default_factory=dict)
 
     def predictions(self, record: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """The stored predictions of a finished job; ``DataError`` where they are missing or damaged."""
-        place = (record["task"], record["label"], record["seed"], record["key"])
-        return store.load_predictions(store.job_folder(self.folder, *place))
+        here = (self.folder, record["label"])
+        folder, label = self.origins.get((record["label"], record["key"]), here)
+        return store.load_predictions(store.job_folder(folder, record["task"], label, record["seed"], record["key"]))
 
     def missing(self) -> list[str]:
         """Planned jobs of the latest invocation without a record, in words."""
@@ -401,6 +402,25 @@ def alarms(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
+class Images:
+    """The images of one set that a job found least (the first half) and most uncertain, by rising entropy.
+
+    Attributes:
+        pixels: uint8 ``[n, 1 or 3, h, w]``.
+        index: where they are in the set, ``[n]``.
+        predicted: class of the highest p̄, ``[n]``.
+        entropy: H(p̄) in nats, ``[n]``.
+        truth: true class, ``[n]``; None for data from outside.
+    """
+
+    pixels: NDArray[np.uint8]
+    index: Ints
+    predicted: Ints
+    entropy: Floats
+    truth: Ints | None
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What one job says about every single example, reduced over its networks.
 
@@ -412,18 +432,20 @@ class Evidence:
             the scores also as ``entropy/SET`` etc. ``[M]``. Regression: ``squared_error``, ``nll``, ``crps``.
         curve: for 1-D regressions ``x``, ``mean``, ``epistemic_std``, ``noise_std`` ``[P]``, and the training
             data ``train_x``, ``train_y`` where stored.
+        images: of ``test`` and every ``ood/SET`` of images, where stored.
     """
 
     record: Mapping[str, Any]
     examples: Mapping[str, Floats]
     curve: Mapping[str, Floats] = field(default_factory=dict)
+    images: Mapping[str, Images] = field(default_factory=dict)
 
 
 def evidence(predictions: Mapping[str, NDArray[Any]], record: Mapping[str, Any]) -> Evidence:
     """Reduce stored predictions; what a job did not store is left out."""
     job = JobPredictions(predictions, record)
     if job.kind == "classification":
-        return Evidence(record, _class_examples(job))
+        return Evidence(record, _class_examples(job), images=_images(job))
     return Evidence(record, _value_examples(job), _curve(predictions))
 
 
@@ -456,6 +478,19 @@ def _class_examples(job: JobPredictions) -> dict[str, Floats]:
 def _scores(entropy: Floats, information: Floats, log_mean: Floats, suffix: str) -> dict[str, Floats]:
     doubt = -np.exp(log_mean.max(axis=-1))
     return {f"entropy{suffix}": entropy, f"information{suffix}": information, f"doubt{suffix}": doubt}
+
+
+def _images(job: JobPredictions) -> dict[str, Images]:
+    stored, found = job.predictions, {}
+    for name in ("test", *(f"ood/{ood}" for ood in job.sets("ood"))):
+        if f"{name}/images" in stored and f"{name}/log_probs" in stored:
+            index = np.asarray(stored[f"{name}/image_index"])
+            summary = summarise(stored[f"{name}/log_probs"][:, index], ())
+            truth = job.labels_of(name)[index] if f"{name}/y" in stored else None
+            found[name] = Images(
+                stored[f"{name}/images"], index, summary.log_mean.argmax(axis=-1), summary.entropy, truth
+            )
+    return found
 
 
 def _value_examples(job: JobPredictions) -> dict[str, Floats]:
@@ -816,34 +851,3 @@ def compare(
             raise UsageError(f"{metric} is not applicable to {name} on {task}")
         sides.append((name, found))
     return difference(metric, sides[0], sides[1], replicates=replicates, seed=seed)
-
-
-# Ranks across tasks ---------------------------------------------------------------------------------------
-
-
-def mean_ranks(results: pd.DataFrame, metric: str = "nll") -> tuple[pd.DataFrame, str]:
-    """Mean rank of every method over tasks and seeds (1 = best, ties share), or the reason why there is none.
-
-    Declines below 6 tasks and 5 seeds, and counts only tasks and seeds that all methods finished.
-
-    Returns:
-        A frame with columns ``method``, ``rank``, ``std``, ``blocks`` (empty where declined), and the reason.
-    """
-    rows = results[(results["metric"] == metric) & results["value"].notna()]
-    table = rows.pivot_table(index=["suite", "task", "seed"], columns="method", values="value").dropna()
-    empty = pd.DataFrame(columns=["method", "rank", "std", "blocks"])
-    if table.shape[1] < 2 or table.empty:
-        return empty, "fewer than two methods finished the same jobs"
-    tasks = len(table.groupby(level=["suite", "task"]))
-    seeds = int(table.groupby(level=["suite", "task"]).size().min())
-    if tasks < MIN_TASKS_ACROSS_TASKS and seeds < MIN_SEEDS_ACROSS_TASKS:
-        return empty, (
-            f"{tasks} task{'s' if tasks > 1 else ''} and {seeds} seed{'s' if seeds > 1 else ''}; a ranking "
-            f"across tasks needs at least {MIN_TASKS_ACROSS_TASKS} tasks or {MIN_SEEDS_ACROSS_TASKS} seeds"
-        )
-    direction = rows["higher_is_better"].iloc[0]
-    ranks = table.rank(axis=1, ascending=not direction)
-    frame = pd.DataFrame({"rank": ranks.mean(), "std": ranks.std(ddof=1), "blocks": len(ranks)}).sort_values(
-        "rank", kind="stable"
-    )
-    return frame.reset_index(names="method"), ""

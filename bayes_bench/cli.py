@@ -16,6 +16,7 @@ from bayes_bench.machine import MEMORY_LIMIT_MB, MOST_THREADS
 if TYPE_CHECKING:
     import numpy as np
 
+    from bayes_bench.analysis import Run
     from bayes_bench.predictive import ClassPrediction, ValuePrediction
     from bayes_bench.restore import FittedJob
 
@@ -396,7 +397,9 @@ def run(
             snapshot_every=snapshot_every,
         )
     if not quiet:
-        _print_results(run_dir)
+        from bayes_bench.analysis import load_run
+
+        _print_results(load_run(run_dir))
     click.echo(f"Report: {result.report}")
     if result.interrupted:
         done = result.finished + result.failed + result.skipped
@@ -407,35 +410,50 @@ def run(
 
 
 @cli.command()
-@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
 @click.option("--recompute", is_flag=True, help="Measure stored predictions anew, e.g. after a new metric.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Where to write; needed for several runs, default for one: RUN itself.",
+)
 @click.option(
     "--export",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
     help="Also write every table as CSV, Markdown and LaTeX and every figure as SVG and CSV.",
 )
-def report(run_dir: Path, recompute: bool, export: Path | None) -> None:
-    """Render a run folder anew.
+def report(runs: tuple[Path, ...], recompute: bool, out: Path | None, export: Path | None) -> None:
+    """Render a run folder anew, or several as one page.
 
-    Writes results.csv, summary.csv and report.html from what is stored, also of an unfinished run.
+    Writes results.csv, summary.csv and report.html from what is stored, also of an unfinished run. Methods that have
+    other settings in another of the RUNs are told apart by the folders' names.
     """
     from bayes_bench import store
 
-    store.read_run(run_dir)
+    for folder in runs:
+        store.read_run(folder)
+    if len(runs) > 1 and out is None:
+        raise UsageError("the common page of several runs needs a folder of its own; give --out FOLDER")
+    if out is not None and (out / store.RUN).exists() and out.resolve() != runs[0].resolve():
+        raise UsageError(f"{out} is a run folder with a page of its own; choose another --out")
     from bayes_bench import report as rendering
+    from bayes_bench.analysis import load_run
+    from bayes_bench.merging import merge
 
     if recompute:
         from bayes_bench.measure import recompute_metrics
 
-        click.echo(f"measured {recompute_metrics(run_dir)} jobs anew", err=True)
-    path = rendering.write(run_dir)
-    _print_results(run_dir)
+        click.echo(f"measured {sum(map(recompute_metrics, runs))} jobs anew", err=True)
+    run = load_run(runs[0]) if len(runs) == 1 else merge(runs)
+    path = rendering.write(run, out)
+    _print_results(run)
     click.echo(f"Report: {path}")
     if export is not None:
         from bayes_bench.report.export import export as export_files
 
-        click.echo(f"Exported: {len(export_files(run_dir, export))} files in {export}")
+        click.echo(f"Exported: {len(export_files(run, export))} files in {export}")
 
 
 @cli.command(
@@ -579,11 +597,10 @@ def reference(run_dir: Path, method: str, task: str | None, out: Path) -> None:
     click.echo(f"Reference: {out} ({out.stat().st_size / 1000:,.0f} kB)")
 
 
-def _print_results(run_dir: Path) -> None:
+def _print_results(found: Run) -> None:
     from bayes_bench import terminal
-    from bayes_bench.analysis import load_run
 
-    console, found = terminal.stdout(), load_run(run_dir)
+    console = terminal.stdout()
     for problem in found.problems:
         click.echo(problem, err=True)
     tables = terminal.result_tables(found.records)

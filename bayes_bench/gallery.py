@@ -47,4 +47,5 @@ def _pixels(x: Tensor, units: Standardiser) -> np.ndarray:
     raw = x[:, :, ::step, ::step].double().cpu().numpy() * units.x_std + units.x_mean
     low, high = (0.0, 1.0) if raw.min(initial=0) > -1e-3 and raw.max(initial=0) < 1 + 1e-3 else (raw.min(), raw.max())
     shares: np.ndarray = np.clip((raw - low) / (high - low or 1.0), 0, 1)
-    return np.rint(255 * shares).astype(np.uint8)
+    pixels: np.ndarray = np.rint(255 * shares).astype(np.uint8)
+    return pixels

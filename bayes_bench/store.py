@@ -119,6 +119,18 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where there is none.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file atomically, with the same line ends on every system."""
     with replacing(path) as temporary:

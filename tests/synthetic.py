@@ -99,7 +99,13 @@ def task_spec(kind: str) -> dict[str, Any]:
 
 
 def class_predictions(
-    method: Method, seed: int, networks: int, examples: int, ood: Mapping[str, int], classes: int = 10
+    method: Method,
+    seed: int,
+    networks: int,
+    examples: int,
+    ood: Mapping[str, int],
+    classes: int = 10,
+    shape: Sequence[int] = (1, 8, 8),
 ) -> dict[str, np.ndarray]:
     """Log probabilities of networks that agree more on their own data than elsewhere."""
     data = np.random.default_rng(7)  # the same examples for all methods and seeds
@@ -122,6 +128,11 @@ def class_predictions(
         base = data.normal(size=(count, classes)) * 1.6
         found[f"{name}/log_probs"] = log_probs(base, method.spread_out)
         found[f"{name}/mean_intensity"] = data.normal(0.2, 1.0, count).astype(np.float32)
+    for name in ("test", *(name for name in ood if name.startswith("ood/"))):
+        pixels = np.random.default_rng(13).integers(0, 256, (found[f"{name}/log_probs"].shape[1], *shape), np.uint8)
+        order = np.argsort(metrics.summarise(found[f"{name}/log_probs"], ()).entropy, kind="stable")
+        index = np.concatenate([order[:8], order[-8:]])
+        found |= {f"{name}/images": pixels[index], f"{name}/image_index": index}
     return found
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from synthetic import METHODS, make_job, write_job, write_plan, write_run
 
@@ -343,29 +342,6 @@ def test_a_method_with_too_few_seeds_is_left_out():
     marks = analysis.mark_best("accuracy", statistics, higher_is_better=True)
     assert marks.best == "a"
     assert "c" not in marks.differences
-
-
-def frame_of(values: dict[tuple[str, int, str], float]) -> pd.DataFrame:
-    rows = [("s", task, method, seed, "nll", value, False) for (task, seed, method), value in values.items()]
-    return pd.DataFrame(rows, columns=["suite", "task", "method", "seed", "metric", "value", "higher_is_better"])
-
-
-def test_ranks_across_tasks_need_tasks_or_seeds():
-    few = frame_of({(t, s, m): s + len(m) for t in ("x", "y") for s in range(3) for m in ("a", "bb")})
-    frame, reason = analysis.mean_ranks(few)
-    assert frame.empty
-    assert "2 tasks and 3 seeds" in reason
-    many = frame_of({(t, s, m): s + len(m) for t in ("x", "y") for s in range(5) for m in ("a", "bb", "cc")})
-    frame, reason = analysis.mean_ranks(many)
-    assert reason == ""
-    assert frame[["method", "rank", "blocks"]].to_numpy().tolist() == [["a", 1, 10], ["bb", 2.5, 10], ["cc", 2.5, 10]]
-
-
-def test_ranks_count_only_what_all_methods_finished():
-    values = {("x", s, m): s + len(m) for s in range(6) for m in ("a", "bb")}
-    del values[("x", 5, "a")]
-    frame, _ = analysis.mean_ranks(frame_of(values))
-    assert frame["blocks"].tolist() == [5, 5]
 
 
 # Published numbers and history ----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ LAYERS = [
     "posterior reference registry jobs",
     "conjugate hypergan tasks testing",
     "scaffold sklearn",
-    "measure restore analysis memory",
+    "measure restore analysis ranking memory gallery",
     "report execution clock",
     "executors",
     "runner tuning verification",

@@ -20,21 +20,28 @@ HISTORY = "history.csv"
 REPORT = "report.html"
 
 
-def write(run_dir: Path | str) -> Path:
-    """Write the tables and the page of a run folder, each atomically; returns the path of the page.
+def write(run: Run | Path | str, folder: Path | None = None) -> Path:
+    """Write the tables and the page of a run, each atomically; returns the path of the page.
+
+    Args:
+        run: a run folder, or what was read of one or several.
+        folder: where to; default: the run folder itself.
 
     Raises:
         UsageError: not a run folder.
         DataError: ``run.json`` is damaged. Damaged jobs are mentioned on the page.
+        StorageError: a file cannot be written.
     """
     from bayes_bench.report.page import open_book, render
 
-    run = load_run(run_dir)
+    run = run if isinstance(run, Run) else load_run(run)
     # Everything is made before anything is written: a failure leaves the old files as they were.
     texts = {**csv_tables(run), REPORT: render(open_book(run))}
+    folder = folder or run.folder
+    store.make_folder(folder)
     for name, text in texts.items():
-        store.write_text(run.folder / name, text)
-    return run.folder / REPORT
+        store.write_text(folder / name, text)
+    return folder / REPORT
 
 
 def csv_tables(run: Run) -> dict[str, str]:

@@ -12,11 +12,11 @@ import matplotlib as mpl
 from matplotlib.lines import Line2D
 
 from bayes_bench import report, store
-from bayes_bench.analysis import load_run
-from bayes_bench.errors import StorageError, UsageError
+from bayes_bench.analysis import Run, load_run
+from bayes_bench.errors import UsageError
 from bayes_bench.report.charts import Chart
 from bayes_bench.report.charts.base import STYLE
-from bayes_bench.report.page import charts_for, open_book
+from bayes_bench.report.page import charts_for, open_book, ranks_of
 from bayes_bench.report.tables import Cell, Table, tables_for
 
 LATEX = {
@@ -45,7 +45,7 @@ LATEX = {
 }
 
 
-def export(run_dir: Path | str, folder: Path) -> list[Path]:
+def export(run: Run | Path | str, folder: Path) -> list[Path]:
     """Write every table and figure of a run's report into a folder, which may be there already.
 
     A table is ``TASK-CAPTION`` as ``.csv`` (value and spread apart), ``.md`` and ``.tex``; a figure is ``TASK-TITLE``
@@ -61,7 +61,8 @@ def export(run_dir: Path | str, folder: Path) -> list[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is no folder; choose another for --export")
-    book = open_book(load_run(run_dir))
+    run = run if isinstance(run, Run) else load_run(run)
+    book = open_book(run)
     texts: dict[str, str] = {}
     for comparison in book.comparisons:
         for table in tables_for(comparison):
@@ -72,12 +73,12 @@ def export(run_dir: Path | str, folder: Path) -> list[Path]:
         for chart in charts_for(book, comparison):
             name = _file_name(texts, comparison.name, chart.title)
             texts |= {f"{name}.svg": drawing(chart), f"{name}.data.csv": report.csv(chart.frame())}
+    if (ranks := ranks_of(book)).panels():
+        name = _file_name(texts, ranks.title)
+        texts |= {f"{name}.svg": drawing(ranks), f"{name}.data.csv": report.csv(ranks.frame())}
     if not texts:
-        raise UsageError(f"{run_dir} has no finished job; there is nothing to export")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+        raise UsageError(f"{run.folder} has no finished job; there is nothing to export")
+    store.make_folder(folder)
     for file, text in texts.items():
         store.write_text(folder / file, text)
     return [folder / file for file in texts]
@@ -207,4 +208,4 @@ def drawing(chart: Chart) -> str:
     buffer = io.StringIO()
     with mpl.rc_context(STYLE | {"svg.hashsalt": chart.title}):
         figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    return buffer.getvalue()
+    return re.sub(r'<g id="(?:values|spread)-\d+"', "<g", buffer.getvalue())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import shlex
 from collections import defaultdict
@@ -26,14 +28,17 @@ from bayes_bench.analysis import (
     display_labels,
     display_tasks,
     evidence,
-    mean_ranks,
     ranges,
     results_frame,
     variant_of,
 )
 from bayes_bench.errors import BayesBenchError, printable
-from bayes_bench.report.charts import CHARTS, COLOURS, Chart, Look
+from bayes_bench.ranking import ranking
+from bayes_bench.report.charts import CHARTS, COLOURS, Chart, CriticalDifference, Look
 from bayes_bench.report.tables import Comparison, claims_of, headlines, listed, number, plain_table, tables_for
+
+RANKED = ("nll", "accuracy")
+"""Metrics that methods are ranked by across tasks."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,28 @@ def charts_for(book: Book, comparison: Comparison) -> list[Chart]:
     return [chart for chart in made if chart.panels()]
 
 
+def ranks_of(book: Book) -> CriticalDifference:
+    """Ranks across tasks, by NLL and by accuracy; without panels where there are too few tasks to test them."""
+    results = results_frame(book.run.records)
+    return CriticalDifference({}, book.look, tuple(ranking(results, metric) for metric in RANKED))
+
+
 def render(book: Book) -> str:
     """The whole page as HTML; depends on nothing but the book."""
-    return _environment().get_template("page.html.j2").render(_context(book))
+    return _share_styles(_environment().get_template("page.html.j2").render(_context(book)))
+
+
+def _share_styles(html: str) -> str:
+    """Name the styles that drawings repeat, in a style sheet at the end: they would be half of the page."""
+    names: dict[str, str] = {}
+
+    def name(found: re.Match[str]) -> str:
+        return f'class="{names.setdefault(found[1], f"d{len(names)}")}"'
+
+    html = re.sub(r"<svg\b.*?</svg>", lambda svg: re.sub(r'style="([^"]*)"', name, svg[0]), html, flags=re.DOTALL)
+    rules = "".join(f".{short}{{{style}}}\n" for style, short in names.items())
+    head, body, tail = html.rpartition("</body>")
+    return f'{head}<style id="drawings">\n{rules}</style>\n{body}{tail}'
 
 
 @cache
@@ -110,7 +134,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["style"] = Markup((folder / "style.css").read_text(encoding="utf-8"))
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
+    # The browser runs this script and no other, whatever a record from elsewhere has smuggled in, and loads nothing.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    environment.globals |= {"style": Markup(style), "script": Markup(script), "script_digest": f"sha256-{digest}"}
     return environment
 
 
@@ -120,7 +147,8 @@ def _context(book: Book) -> dict[str, Any]:
     failed = [record for record in records if record["status"] != "ok"]
     missing = run.missing()
     labels, tasks = display_labels(records), display_tasks(records)
-    _, no_ranks = ranks = mean_ranks(results_frame(records))
+    ranks = ranks_of(book)
+    first, *others = ranks.rankings
     return {
         "title": listed([comparison.name for comparison in book.comparisons], "and") if records else "nothing yet",
         "facts": _facts(book, failed, missing),
@@ -133,12 +161,13 @@ def _context(book: Book) -> dict[str, Any]:
         "missing": missing,
         "problems": book.problems,
         "alarms": alarms(records),
-        "ranks": ranks[0].to_dict("records"),
-        "no_ranks": no_ranks,
+        # The first always, to say why there is none.
+        "rankings": [first, *(other for other in others if other.tested)],
+        "ranks": _figure(ranks, "ranks-") if ranks.panels() else None,
         "settings": _settings(book),
         "versions": _distinct(records, "versions", run.description),
         "machine": _distinct(records, "machine", run.description),
-        "command": _command(run.description.get("command")),
+        "commands": {name: _command(command) for name, command in _commands(run.description).items()},
         "mixed_code": _mixed_code(book),
         "level": round(100 * LEVEL),
         "replicates": number(REPLICATES, 0),
@@ -179,25 +208,6 @@ def _budgets(book: Book) -> list[str]:
 
 def _section(book: Book, comparison: Comparison) -> dict[str, Any]:
     record = comparison.any_record
-    figures = []
-    for i, chart in enumerate(charts_for(book, comparison)):
-        figures.append(
-            {
-                "title": chart.title,
-                "caption": chart.caption,
-                "width": chart.width,
-                "legend": chart.methods() if chart.by_colour else [],
-                "panels": [
-                    {
-                        "name": name,
-                        "svg": Markup(chart.svg(name, f"{comparison.anchor}-{i}-{j}-")),
-                        "method": name in comparison.records,
-                    }
-                    for j, name in enumerate(chart.panels())
-                ],
-                "table": plain_table(chart.frame()),
-            }
-        )
     data = record.get("data") or {}
     return {
         "name": comparison.name,
@@ -212,8 +222,25 @@ def _section(book: Book, comparison: Comparison) -> dict[str, Any]:
             *(f"{name} is missing: {why}" for name, why in (data.get("missing_ood") or {}).items()),
         ],
         "tables": tables_for(comparison),
-        "figures": figures,
+        "figures": [
+            _figure(chart, f"{comparison.anchor}-{i}-") for i, chart in enumerate(charts_for(book, comparison))
+        ],
         "ranked": any(marks.best is not None for marks in comparison._marks.values()),
+    }
+
+
+def _figure(chart: Chart, prefix: str) -> dict[str, Any]:
+    """A chart for the template; ``prefix`` keeps the ids of its drawings apart from those of others."""
+    return {
+        "title": chart.title,
+        "caption": chart.caption,
+        "width": chart.width,
+        "legend": chart.methods() if chart.by_colour else [],
+        "panels": [
+            {"name": name, "svg": Markup(chart.svg(name, f"{prefix}{i}-")), "method": name in chart.look.methods}
+            for i, name in enumerate(chart.panels())
+        ],
+        "table": plain_table(chart.frame()),
     }
 
 
@@ -317,6 +344,11 @@ def _distinct(records: Sequence[Mapping[str, Any]], part: str, description: Mapp
     ]
 
 
+def _commands(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The latest command of every run that the page is made of, by its name; one run has none."""
+    return dict(description.get("commands") or {"": description.get("command")})
+
+
 def _command(command: Any) -> str:
     if isinstance(command, str):
         return command
@@ -344,4 +376,5 @@ def _count(n: int, noun: str) -> str:
 
 def without_figures(html: str) -> str:
     """The page with its drawings cut out, to compare pages across versions of Matplotlib."""
-    return re.sub(r"<svg\b.*?</svg>", "<svg></svg>", html, flags=re.DOTALL)
+    html = re.sub(r"<svg\b.*?</svg>", "<svg></svg>", html, flags=re.DOTALL)
+    return re.sub(r'(<style id="drawings">).*?(</style>)', r"\1\2", html, flags=re.DOTALL)

@@ -670,21 +670,26 @@ def _headline(comparison: Comparison, metric: str, scale: float, unit: str, digi
     behind = [m for m in values if m in marks.differences and m not in marks.tied]
     unranked = [m for m in values if m != marks.best and m not in marks.differences]
     if not behind:
-        text = f"{said} has the best mean, but {listed(tied, 'and')} cannot be told from it"
+        text = f"{said} has the best mean, but {_few(tied)} cannot be told from it"
     else:
         text = f"{said} is best"
         if tied:
-            text += f", not distinguishable from {listed(tied, 'and')}"
+            text += f", not distinguishable from {_few(tied)}"
         gaps = sorted((marks.differences[m] for m in behind), key=lambda gap: abs(gap.value))
         parts = [
             f"{gap.first} by {number(abs(gap.value) * scale, digits)} "
             f"[{_interval(gap.low, gap.high, gap.value, scale, digits)}]"
             for gap in gaps
         ]
-        text += "; behind: " + listed(parts, "and")
+        text += "; behind: " + _few(parts)
     if unranked:
-        text += f"; not ranked for want of seeds: {listed(unranked, 'and')}"
+        text += f"; not ranked for want of seeds: {_few(unranked)}"
     return text + "."
+
+
+def _few(items: Sequence[str]) -> str:
+    """All in a list, or of more than eight the first six and how many others there are."""
+    return listed(items if len(items) <= 8 else [*items[:6], f"{len(items) - 6} others"], "and")
 
 
 def _interval(low: float, high: float, value: float, scale: float, digits: int) -> str:

@@ -7,21 +7,23 @@ safe for colour-blind readers (after Okabe and Ito); a marker shape says the sam
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from bayes_bench.analysis import Evidence
@@ -100,7 +102,11 @@ class Look:
     def line(self, method: str) -> dict[str, Any]:
         """Keyword arguments of ``Axes.plot``; beyond eight methods the dash tells them apart."""
         dash = DASHES[self.index(method) // len(COLOURS) % len(DASHES)]
-        return {"color": self.colour(method), "linestyle": dash, "marker": self.marker(method)}
+        return {"color": self.colour(method), "linestyle": dash, "marker": self.marker(method), "gid": self.gid(method)}
+
+    def gid(self, method: str, part: Literal["values", "spread"] = "values") -> str:
+        """What tells the page whose a part of a drawing is: values can be read off, the spread only hides with them."""
+        return f"{part}-{self.index(method)}"
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class Chart(ABC):
         caption: what is drawn and what a reader must know.
         width, height: of one panel, in inches.
         by_colour: whether the colour tells the methods apart, so that a legend is needed.
+        reading: what the page reads off under a pointer: all lines at one place of the axis, or the nearest point.
     """
 
     jobs: Jobs
@@ -121,6 +128,7 @@ class Chart(ABC):
     width: ClassVar[float] = 3.5
     height: ClassVar[float] = 2.5
     by_colour: ClassVar[bool] = True
+    reading: ClassVar[Literal["lines", "points", "nothing"]] = "lines"
 
     @abstractmethod
     def panels(self) -> tuple[str, ...]:
@@ -166,27 +174,94 @@ class Chart(ABC):
             warnings.simplefilter("ignore")  # a label of a record from elsewhere may leave no space for a plot
             empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
-        return inline_svg(buffer.getvalue(), self.describe(panel), prefix)
+            scales = {} if self.reading == "nothing" else _scales(figure) | {"reading": self.reading}
+        return inline_svg(buffer.getvalue(), self.describe(panel), prefix, scales)
+
+    def errorbar(self, axes: Axes, method: str, x: Any, y: Any, style: Mapping[str, Any], **errors: Any) -> None:
+        """``Axes.errorbar`` whose bars belong to the method, too."""
+        for bars in axes.errorbar(x, y, **errors, **style)[2]:
+            bars.set_gid(self.look.gid(method, "spread"))
 
 
-def inline_svg(document: str, description: str, prefix: str = "") -> str:
-    """Turn Matplotlib's SVG document into an element: no metadata, addresses, fonts or size of its own.
+def _scales(figure: Figure) -> dict[str, str]:
+    """How the page gets from places in the drawing to values.
 
-    Colours become variables of the page, and screen readers get ``description``.
+    ``x`` and ``y``: ends of the axis in units of the SVG, the values there, ``log`` or ``linear``, as a JSON list;
+    ``names`` of a categorical x axis; ``label`` of the x axis.
     """
-    svg = document[document.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    box = re.search(r'viewBox="([^"]+)"', svg)
-    assert box is not None, "Matplotlib writes a viewBox"
-    opening = f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(description, quote=True)}">'
-    svg = opening + svg[svg.index(">") + 1 :]
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("xlink:href=", "href=")
-    svg = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{prefix}", svg)
-    svg = re.sub(r"font: (?:[a-z]+ )*([\d.]+px)[^;\"]*", r"font-size: \1", svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"#[0-9a-f]{6}\b", lambda match: _variable(match[0]), svg)
-    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), svg)
-    return re.sub(r"\n\s*", "\n", svg).strip()
+    (axes,) = figure.axes
+    box, (width, height) = axes.get_position(), 72 * figure.get_size_inches()
+
+    def scale(axis: Axis, first: float, last: float) -> str:
+        return json.dumps([round(first, 2), round(last, 2), *map(float, axis.get_view_interval()), axis.get_scale()])
+
+    found = {
+        "x": scale(axes.xaxis, box.x0 * width, box.x1 * width),
+        "y": scale(axes.yaxis, (1 - box.y0) * height, (1 - box.y1) * height),
+        "label": axes.get_xlabel(),
+    }
+    if isinstance(formatter := axes.xaxis.get_major_formatter(), FixedFormatter):
+        found["names"] = json.dumps(list(formatter.seq), ensure_ascii=False)
+    return found
+
+
+def inline_svg(document: str, description: str, prefix: str = "", facts: Mapping[str, str] | None = None) -> str:
+    """Turn Matplotlib's SVG document into a small element: no metadata, addresses, fonts or size of its own.
+
+    Colours become variables of the page, and screen readers get ``description``; ``facts`` become its data attributes,
+    and the parts of methods (``Look.gid``) have ``data-method``, their number, and ``data-part``.
+    """
+    drawn = ET.fromstring(document[document.index("<svg") :])
+    named = set(re.findall(r'(?:url\(|href=")#([\w-]+)', document))
+    for element in drawn.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.tail = None
+        element.text = element.text if element.tag == "text" else None
+        _tidy(element.attrib, prefix, named)
+    _unwrap(drawn)
+    attributes = {"viewBox": drawn.get("viewBox", ""), "role": "img", "aria-label": description}
+    attributes |= {f"data-{name}": text for name, text in (facts or {}).items()}
+    drawn.attrib.clear()
+    drawn.attrib.update(attributes)
+    return ET.tostring(drawn, encoding="unicode")
+
+
+def _tidy(attributes: dict[str, str], prefix: str, named: Collection[str]) -> None:
+    """Of one element: what the page needs, in few characters; ids where something refers to them."""
+    identifier = attributes.pop("id", "")
+    if part := re.fullmatch(r"(values|spread)-(\d+)", identifier):
+        attributes |= {"data-part": part[1], "data-method": part[2]}
+    elif (identifier and "d" in attributes) or identifier.startswith(("p", "C")):
+        attributes["id"] = prefix + identifier
+    if "{http://www.w3.org/1999/xlink}href" in attributes:
+        attributes["href"] = attributes.pop("{http://www.w3.org/1999/xlink}href")
+    for name, text in attributes.items():
+        if name == "href" and text.startswith("#"):
+            text = f"#{prefix}{text[1:]}"
+        elif name == "style":
+            text = re.sub(r"font: (?:[a-z]+ )*([\d.]+px)[^;]*", r"font-size: \1", text)
+            text = re.sub(r"font-family: [^;]*;? ?", "", text)
+            text = re.sub(r"#[0-9a-f]{6}\b", lambda match: _variable(match[0]), text)
+        elif name == "transform":
+            text = re.sub(r"rotate\(-0 [^)]*\)", "", text)
+        if name != "id" and not name.startswith("data-") and not text.startswith("data:"):
+            text = " ".join(re.sub(r"(\d\.\d{2})\d+", r"\1", text.replace("url(#", f"url(#{prefix}")).split())
+        attributes[name] = text
+    if not attributes.get("transform", "there"):
+        del attributes["transform"]
+
+
+def _unwrap(element: ET.Element) -> None:
+    """Drop what is not seen: groups that group nothing, style sheets, and shapes without fill and stroke."""
+    kept: list[ET.Element] = []
+    for child in list(element):
+        _unwrap(child)
+        if child.tag in ("style", "metadata") or child.get("style") == "fill: none":
+            continue
+        if child.tag in ("g", "defs") and not len(child):
+            continue
+        kept += child if child.tag == "g" and not child.attrib else [child]
+    element[:] = kept
 
 
 def _variable(colour: str) -> str:

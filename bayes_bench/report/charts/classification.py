@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from bayes_bench.analysis import CURVE_SIZES, metric_value
 from bayes_bench.metrics.base import Floats
@@ -41,13 +41,8 @@ class AccuracyCurve(Chart):
         frame = self.frame()
         for method in self.methods():
             rows = frame[frame["method"] == method]
-            axes.errorbar(
-                rows["networks"],
-                rows["accuracy %"],
-                yerr=rows["std"].fillna(0),
-                elinewidth=0.8,
-                **self.look.line(method),
-            )
+            style = self.look.line(method) | {"elinewidth": 0.8}
+            self.errorbar(axes, method, rows["networks"], rows["accuracy %"], style, yerr=rows["std"].fillna(0))
         log_axis(axes, [1, 2, 5, 10, 20, 50, 100])
         axes.set_xlabel("networks")
 
@@ -76,6 +71,7 @@ class Reliability(Chart):
     width = 2.6
     height = 2.45
     by_colour = False
+    reading = "nothing"
 
     def panels(self) -> tuple[str, ...]:
         return tuple(m for m in self.methods() if any("confidence" in job.examples for job in self.jobs[m]))
@@ -293,6 +289,7 @@ class Diversity(Chart):
     )
     width = 2.5
     height = 2.4
+    reading = "points"
     _prefixes: ClassVar[Mapping[str, str]] = {
         "Norm spread of weights": "weight_diversity/",
         "Distance between weights": "weight_distance/",
@@ -315,7 +312,8 @@ class Diversity(Chart):
             x = [places.index(place) + 0.12 * (i - (len(table) - 1) / 2) for place in values]
             style = self.look.line(method) | {"linestyle": "none", "markersize": 6}
             axes.plot(x, list(values.values()), **style)
-        axes.set_xticks(range(len(places)), places)
+        axes.xaxis.set_major_locator(FixedLocator(range(len(places))))
+        axes.xaxis.set_major_formatter(FixedFormatter(places))
         crowded = max(map(len, places)) * len(places) > 30
         axes.tick_params(axis="x", labelrotation=30 if crowded else 0)
         if crowded:

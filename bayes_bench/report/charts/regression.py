@@ -52,7 +52,7 @@ class Curves(Chart):
         axes.fill_between(first["x"], low, high, color=colour, alpha=0.22, linewidth=0)
         if (truth := _truth(drawn[0].record)) is not None:
             axes.plot(first["x"], truth(first["x"]), color=INK, linewidth=0.9, linestyle=(0, (4, 2.5)))
-        axes.plot(first["x"], first["mean"], color=colour)
+        axes.plot(first["x"], first["mean"], color=colour, gid=self.look.gid(panel))
         if "train_x" in first:
             axes.scatter(first["train_x"], first["train_y"], s=9, color=INK, linewidths=0, zorder=4)
         axes.set(xlim=(first["x"].min(), first["x"].max()), ylim=self._limits(), xlabel="x", ylabel="y")

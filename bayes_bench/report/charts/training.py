@@ -67,8 +67,9 @@ class Training(Chart):
             everything += series
             style = self.look.line(method)
             grid, mean, std = _over_seeds(series)
-            axes.fill_between(grid, mean - std, mean + std, color=self.look.colour(method), alpha=0.15, linewidth=0)
-            axes.plot(grid, mean, markevery=(4 * i % 15, 15), **style | {"linewidth": 1.5, "markersize": 3.5})
+            band: Any = {"color": self.look.colour(method), "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(grid, mean - std, mean + std, gid=self.look.gid(method, "spread"), **band)
+            axes.plot(grid, mean, markevery=(3 * i % 10, 10), **style | {"linewidth": 1.5, "markersize": 3.5})
             for x, y in series:
                 after = x >= grid[-1]
                 if after.sum() > 1:
@@ -99,7 +100,7 @@ class Training(Chart):
         for panel in self.panels():
             for method in self.methods():
                 if series := self._series(panel, method):
-                    grid, mean, std = _over_seeds(series, 11)
+                    grid, mean, std = _over_seeds(series, 6)
                     columns = {"logged": panel, "method": method, "evaluations": grid.round(), "mean": mean, "std": std}
                     parts.append(pd.DataFrame(columns).assign(seeds=len(series)))
         return pd.concat(parts) if parts else pd.DataFrame()
@@ -127,7 +128,7 @@ def _history(job: Evidence) -> Sequence[Mapping[str, Any]]:
     return (job.record.get("fit") or {}).get("history") or ()
 
 
-def _over_seeds(series: Sequence[tuple[Floats, Floats]], points: int = 61) -> tuple[Floats, Floats, Floats]:
+def _over_seeds(series: Sequence[tuple[Floats, Floats]], points: int = 41) -> tuple[Floats, Floats, Floats]:
     """Mean and standard deviation over seeds (0 for one) on a common grid, as far as all of them go."""
     grid = np.linspace(max(x[0] for x, _ in series), min(x[-1] for x, _ in series), points)
     values = np.stack([np.interp(grid, x, y) for x, y in series])
@@ -143,19 +144,23 @@ def _settled(series: Sequence[tuple[Floats, Floats]]) -> tuple[float, float]:
 
 
 class QualityCost(Chart):
-    """Negative log likelihood against what it cost, by both measures of cost."""
+    """Negative log likelihood against what it cost, by every measure of cost, with the Pareto front."""
 
     title = "Quality against cost"
     caption = (
-        "Test NLL (lower is better) against gradient evaluations of the target network, and against training seconds, "
-        "which also count discriminators, flows and generators. Dots: mean over seeds, bars: standard deviation; "
-        "dotted: the methods that no other beats in both."
+        "Test NLL (lower is better) against gradient evaluations of the target network; against training seconds, "
+        "which also count discriminators, flows and generators; against the seconds that 1,000 predictions take with "
+        "all networks; and against the parameters that are stored. Dots: mean over seeds, bars: standard deviation; "
+        "dotted: the Pareto front, methods that no other beats in both."
     )
-    width = 3.4
-    height = 2.6
+    width = 2.6
+    height = 2.4
+    reading = "points"
     _costs: ClassVar[Mapping[str, str]] = {
-        "NLL against evaluations": "evaluations_spent",
+        "NLL against gradient evaluations": "evaluations_spent",
         "NLL against training seconds": "fit_seconds",
+        "NLL against seconds for 1,000 predictions": "predict_seconds_per_1000",
+        "NLL against parameters stored": "parameters_stored",
     }
 
     def panels(self) -> tuple[str, ...]:
@@ -164,24 +169,20 @@ class QualityCost(Chart):
     def draw(self, panel: str, axes: Axes) -> None:
         points = self._points(panel)
         for method, row in zip(points["method"], points.drop(columns="method").to_numpy(float), strict=True):
-            style = self.look.line(method) | {"linestyle": "none", "markersize": 7}
-            axes.errorbar(row[0], row[2], xerr=row[1], yerr=row[3], elinewidth=0.9, **style)
+            style = self.look.line(method) | {"linestyle": "none", "markersize": 7, "elinewidth": 0.9}
+            self.errorbar(axes, method, row[0], row[2], style, xerr=row[1], yerr=row[3])
         front = points.sort_values(["cost", "nll"])
         front = front[front["nll"] <= front["nll"].cummin()]
         axes.plot(front["cost"], front["nll"], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1,
                   drawstyle="steps-post")  # fmt: skip
-        axes.set(
-            xlabel="gradient evaluations" if "evaluations" in panel else "training seconds",
-            ylabel="NLL, nats",
-        )
+        axes.set_xlabel(panel.removeprefix("NLL against "))
         if points["cost"].max() > 30 * points["cost"].min() > 0:
             axes.set_xscale("log")
         elif points["cost"].min() >= 0:
             axes.set_xlim(0, 1.12 * float((points["cost"] + points["cost_std"]).max()) or 1)
         if axes.get_xscale() == "linear":
             axes.xaxis.set_major_locator(MaxNLocator(5))
-        if "evaluations" in panel:
-            axes.xaxis.set_major_formatter(short)
+        axes.xaxis.set_major_formatter(short)
         axes.margins(y=0.15)
 
     def frame(self) -> pd.DataFrame:
