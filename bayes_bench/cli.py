@@ -24,7 +24,7 @@ DEFAULT_SUITES = ("digits", "cubic")
 INTERRUPTED = 130
 SECTIONS = {
     "Compare methods": ("run", "report", "tune", "reference"),
-    "Look again": ("verify", "rerun"),
+    "Look again": ("compare", "verify", "rerun"),
     "Look up": ("list", "show", "data"),
     "Use and extend": ("predict", "check", "new-method"),
 }
@@ -791,7 +791,49 @@ def data_verify(names: tuple[str, ...], data_root: Path | None) -> int:
     return 0 if good else 1
 
 
-# verify, rerun --------------------------------------------------------------------------------------------
+# compare, verify, rerun --------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("before", metavar="BEFORE", type=click.Path(path_type=Path))
+@click.argument("after", metavar="AFTER", type=click.Path(path_type=Path))
+@click.option("--metrics", metavar="LIST", help="Names from results.csv, separated by commas; default: the main ones.")
+@click.option("--csv", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write the numbers.")
+@click.option("--fail-on-worse", is_flag=True, help="Exit code 1 when a metric is worse by more than noise.")
+def compare(before: Path, after: Path, metrics: str | None, csv: Path | None, fail_on_worse: bool) -> int:
+    """What changed between two runs, and is it more than noise?
+
+    Compares what both have finished, by the names of tasks and methods, and says what they were set up with
+    differently. The interval is that of AFTER − BEFORE: a bootstrap over seeds and, where the test data are the same,
+    over test examples. It is not adjusted for the number of rows: of 40 without any change two are expected to stand
+    out.
+
+    Exit code: 0, or 1 with --fail-on-worse where a metric other than a cost got worse, 2 for a mistake in the input.
+    """
+    from bayes_bench import terminal
+    from bayes_bench.analysis import load_run
+    from bayes_bench.changes import compare_runs
+
+    wanted = {kind: [name for name, *_ in columns] for kind, columns in terminal.HEADLINES.items()}
+    found = compare_runs(load_run(before), load_run(after), _names("--metrics", metrics) or wanted)
+    for problem in found.problems:
+        click.echo(problem, err=True)
+    names = (before.name or str(before), after.name or str(after))
+    names = names if names[0] != names[1] else (str(before), str(after))
+    console = terminal.stdout()
+    for table in terminal.changes_tables(found, *names):
+        console.print(table)
+    if found.differing:
+        console.print(terminal.setup_table(found, *names))
+    for name, places in zip(names, (found.only_before, found.only_after), strict=True):
+        if places:
+            click.echo(f"only in {name}: " + "; ".join(f"{task}, {method}" for task, method in places))
+    if csv is not None:
+        from bayes_bench import report, store
+
+        store.write_text(csv, report.csv(found.frame()))
+        click.echo(f"Written: {csv}")
+    return 1 if fail_on_worse and found.worse else 0
 
 
 @cli.command()

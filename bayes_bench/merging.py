@@ -68,6 +68,10 @@ def _ambiguous(runs: dict[str, Run]) -> set[tuple[str, str]]:
     return {place for place, found in variants.items() if len(found) > 1}
 
 
+def _stem(label: str) -> str:
+    return label.partition(" (")[0]
+
+
 def _description(runs: dict[str, Run], labels: dict[tuple[str, str], str]) -> dict[str, Any]:
     """What a page needs of ``run.json``: the order of methods, the planned jobs, and the commands."""
     jobs, methods = {}, []
@@ -76,7 +80,8 @@ def _description(runs: dict[str, Run], labels: dict[tuple[str, str], str]) -> di
         for job in run.description.get("jobs") or ():
             shown = labels.get((name, job["key"]), job["label"])
             jobs[shown, job["key"]] = job | {"label": shown}
-    given = dict.fromkeys([*methods, *labels.values()])
-    order = sorted(given, key=lambda label: methods.index(label.partition(" (")[0]) if methods else 0)
+    shown = dict.fromkeys([*labels.values(), *(job["label"] for job in jobs.values())])
+    planned = list(dict.fromkeys(methods))
+    order = sorted(shown, key=lambda label: planned.index(stem) if (stem := _stem(label)) in planned else len(planned))
     commands = {name: run.description.get("command") for name, run in runs.items()}
     return {"methods": order, "jobs": list(jobs.values()), "commands": commands}

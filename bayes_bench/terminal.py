@@ -21,6 +21,7 @@ from bayes_bench.jobs import Job, Observer, expected_seconds, find_finished
 from bayes_bench.tuning import Result, Trial, plain
 
 if TYPE_CHECKING:
+    from bayes_bench.changes import Comparison
     from bayes_bench.reference import Reference
     from bayes_bench.repeat import ArrayDifference, Repetition
     from bayes_bench.verification import Difference
@@ -378,6 +379,35 @@ def arrays_table(arrays: Sequence[ArrayDifference]) -> Table:
         for one in arrays
     ]
     return table(["array", "values that differ", "at most by"], rows, numbers_from=1)
+
+
+def changes_tables(found: Comparison, before: str, after: str) -> list[Table]:
+    """Metrics of two runs side by side, a table per task; ``before`` and ``after`` name the runs."""
+    from bayes_bench.report.tables import signed
+
+    looks = {name: (header, factor, decimals) for kind in HEADLINES.values() for name, header, factor, decimals in kind}
+    tables = []
+    for task in dict.fromkeys(change.task for change in found.changes):
+        rows = []
+        for change in (change for change in found.changes if change.task == task):
+            stem, slash, ood = change.metric.partition("/")
+            look = looks.get(change.metric) or looks.get(f"{stem}/<set>") or (change.metric, 1, None)
+            header, factor, decimals = look[0].replace("<set>", ood) if slash else look[0], look[1], look[2]
+            printed = [number(value, factor, decimals) for value in (change.before, change.after)]
+            gap, low, high = (
+                signed(factor * value, 4 if decimals is None else decimals + 1)
+                for value in (change.after - change.before, change.low, change.high)
+            )
+            seeds = f"{change.seeds_before}, {change.seeds_after}"
+            rows.append([change.method, header, *printed, gap, f"[{low}, {high}]", seeds, change.verdict])
+        headers = ["method", "metric", before, after, "difference", "95 % interval", "seeds", ""]
+        tables.append(table(headers, rows, title=task))
+    return tables
+
+
+def setup_table(found: Comparison, before: str, after: str) -> Table:
+    """What two runs were set up with differently."""
+    return table(["where", "what", before, after], [list(row) for row in found.differing], title="Set up differently")
 
 
 def repetition(found: Repetition) -> str:

@@ -24,7 +24,7 @@ LAYERS = [
     "conjugate hypergan tasks testing",
     "scaffold sklearn",
     "measure restore analysis ranking memory gallery",
-    "report execution clock",
+    "report execution clock changes merging",
     "executors",
     "runner tuning verification",
     "repeat",
