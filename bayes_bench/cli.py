@@ -658,11 +658,15 @@ def _method_rows() -> tuple[list[str], list[list[str]]]:
 
 
 def _suite_rows() -> tuple[list[str], list[list[str]]]:
-    from bayes_bench.suite import load_suite, shipped_suites
+    from bayes_bench.suite import installed_suites, load_suite, shipped_suites
 
     rows = []
-    for name in shipped_suites():
-        suite = load_suite(name)
+    for name in (*shipped_suites(), *installed_suites()):
+        try:
+            suite = load_suite(name)
+        except BayesBenchError as error:
+            rows.append([name, f"BROKEN: {error}", "", "", ""])
+            continue
         tasks = ", ".join(task.name for task in suite.tasks)
         methods = ", ".join(entry.label for entry in suite.methods)
         rows.append([name, suite.description, tasks, methods, "--quick" if suite.quick else ""])
@@ -670,12 +674,12 @@ def _suite_rows() -> tuple[list[str], list[list[str]]]:
 
 
 def _metric_rows() -> tuple[list[str], list[list[str]]]:
-    from bayes_bench.metrics import CATALOGUE
+    from bayes_bench.metrics import catalogue
 
     better = {True: "higher", False: "lower", None: ""}
     rows = [
         [metric.name, metric.group, metric.unit, better[metric.higher_is_better], metric.description]
-        for metric in CATALOGUE
+        for metric in catalogue()
     ]
     return ["metric", "group", "unit", "better", "definition"], rows
 

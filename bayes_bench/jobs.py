@@ -273,7 +273,7 @@ def _check_published(suite: SuiteSpec, task: TaskSpec) -> None:
     for claim in task.published:
         metric = metrics.find(claim.metric, kind)
         if metric is None:
-            known = [metric.name for metric in metrics.CATALOGUE if metric.kind in ("any", kind)]
+            known = [metric.name for metric in metrics.catalogue() if metric.kind in ("any", kind)]
             raise UsageError(f"{where}: {unknown_name('metric', claim.metric, known)}")
         if metric.over in ("ood", "validation_ood"):
             sets = [spec.name for spec in (task.ood if metric.over == "ood" else task.validation_ood)]

@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from bayes_bench import machine, userfile
-from bayes_bench.errors import PluginError, UsageError, unknown_name
+from bayes_bench import machine, plugins, userfile
+from bayes_bench.errors import UsageError, unknown_name
 from bayes_bench.suite import ConvNetSpec, CustomNetworkSpec, MLPSpec, NetworkSpec, ResNetSpec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -193,13 +192,9 @@ def _require_memory(spec: NetworkSpec, input_shape: tuple[int, ...], outputs: in
 def _custom_network(spec: CustomNetworkSpec, allow_code: Sequence[Path]) -> Callable[..., nn.Module]:
     """The user's function ``f(input_shape, outputs, **options) -> nn.Module``."""
     if ".py:" not in spec.entry:
-        found = {entry.name: entry for entry in entry_points(group="bayes_bench.networks")}
-        if spec.entry not in found:
-            raise UsageError(unknown_name("network entry point", spec.entry, found))
-        try:
-            function: Callable[..., nn.Module] = found[spec.entry].load()
-        except Exception as error:
-            raise PluginError(f"the network entry point {spec.entry!r} cannot be imported: {error}") from error
+        function: Callable[..., nn.Module] | None = plugins.only(plugins.NETWORKS, spec.entry, "network", Callable)
+        if function is None:
+            raise UsageError(unknown_name("network entry point", spec.entry, plugins.by_name(plugins.NETWORKS)))
         return function
     file, _, name = spec.entry.rpartition(":")
     path = Path(file).resolve()

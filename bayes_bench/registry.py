@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -19,14 +19,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bayes_bench import userfile
-from bayes_bench.errors import PluginError, UsageError, named, unknown_name
+from bayes_bench.errors import PluginError, UsageError, unknown_name
+from bayes_bench.plugins import CONFIGS, METHODS, by_name, load, owner, twice
 from bayes_bench.settings import NAME_PATTERN, MethodConfig, Range, Space, explain, parse_toml, search_space
 
 if TYPE_CHECKING:
     from bayes_bench.posterior import WeightPosterior
 
-METHODS = "bayes_bench.methods"
-CONFIGS = "bayes_bench.configs"
+REMEDY = "mend or uninstall it, or choose others with --methods"
 
 _from_files: dict[str, tuple[str, type[WeightPosterior]]] = {}
 """Methods of files that this process was told of, by the name of their class: ``PATH:CLASS`` and the class."""
@@ -66,7 +66,7 @@ def methods() -> dict[str, RegisteredMethod]:
     A name that two distributions register is listed with an error that names both; so using it fails and
     every other method still works.
     """
-    found = {name: _registered(name, points) for name, points in _by_name(METHODS).items()}
+    found = {name: _registered(name, points) for name, points in by_name(METHODS).items()}
     found |= {name: RegisteredMethod(name, place.rpartition(":")[0], place) for name, (place, _) in _from_files.items()}
     return dict(sorted(found.items()))
 
@@ -137,9 +137,9 @@ def method_class(name: str) -> type[WeightPosterior]:
     if name in _from_files:
         return _from_files[name][1]
     point = _entry(name)
-    loaded = _load(point, f"method {name!r}")
+    loaded = load(point, f"method {name!r}", REMEDY)
     if not (isinstance(loaded, type) and issubclass(loaded, WeightPosterior)):
-        raise PluginError(f"method {name!r}: {point.value} ({_owner(point)}) is not a subclass of WeightPosterior")
+        raise PluginError(f"method {name!r}: {point.value} ({owner(point)}) is not a subclass of WeightPosterior")
     declared = config_class(name)
     if loaded.Config is not declared:
         raise PluginError(
@@ -159,13 +159,13 @@ def config_class(name: str) -> type[MethodConfig]:
     if name in _from_files:
         return _from_files[name][1].Config
     point = _entry(name)
-    of_same_owner = [entry for entry in _by_name(CONFIGS).get(name, []) if _owner(entry) == _owner(point)]
+    of_same_owner = [entry for entry in by_name(CONFIGS).get(name, []) if owner(entry) == owner(point)]
     if of_same_owner:
-        loaded, where = _load(of_same_owner[0], f"settings of method {name!r}"), of_same_owner[0].value
+        loaded, where = load(of_same_owner[0], f"settings of method {name!r}", REMEDY), of_same_owner[0].value
     else:
-        loaded, where = getattr(_load(point, f"method {name!r}"), "Config", None), f"{point.value}.Config"
+        loaded, where = getattr(load(point, f"method {name!r}", REMEDY), "Config", None), f"{point.value}.Config"
     if not (isinstance(loaded, type) and issubclass(loaded, MethodConfig)):
-        raise PluginError(f"method {name!r}: {where} ({_owner(point)}) is not a subclass of MethodConfig")
+        raise PluginError(f"method {name!r}: {where} ({owner(point)}) is not a subclass of MethodConfig")
     return loaded
 
 
@@ -222,51 +222,19 @@ def describe_settings(cls: type[MethodConfig]) -> list[SettingDoc]:
     return rows
 
 
-def _by_name(group: str) -> dict[str, list[EntryPoint]]:
-    found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=group):
-        # The same registration seen twice (a checkout on the path beside its installation) is one.
-        if not any(
-            _owner(other) == _owner(point) and other.value == point.value for other in found.get(point.name, [])
-        ):
-            found.setdefault(point.name, []).append(point)
-    return found
-
-
 def _registered(name: str, points: list[EntryPoint]) -> RegisteredMethod:
-    error = ""
-    if len(points) > 1:
-        owners = " and ".join(f"{_owner(point)} ({point.value})" for point in points)
-        error = f"the method name {name!r} is registered twice, by {owners}; uninstall or rename one"
-    return RegisteredMethod(name, " and ".join(_owner(point) for point in points), points[0].value, error)
+    owners = " and ".join(map(owner, points))
+    return RegisteredMethod(name, owners, points[0].value, twice(points, "method"))
 
 
 def _entry(name: str) -> EntryPoint:
-    found = _by_name(METHODS)
+    found = by_name(METHODS)
     if name not in found:
         hint = "" if found else "; the package is not installed: run pip install . first"
         raise UsageError(unknown_name("method", name, found) + hint)
     if error := _registered(name, found[name]).error:
         raise PluginError(error)
     return found[name][0]
-
-
-def _owner(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
-
-
-def _load(point: EntryPoint, what: str) -> Any:
-    # A plug-in can fail in any way at import; whatever it is becomes one sentence naming its owner.
-    # Even sys.exit, which is no Exception.
-    try:
-        return point.load()
-    except (Exception, SystemExit) as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C, which compiled modules turn into an ImportError
-            raise KeyboardInterrupt from error
-        raise PluginError(
-            f"{what} of {_owner(point)} is broken: cannot import {point.value} ({named(error)}); "
-            "mend or uninstall it, or choose others with --methods"
-        ) from error
 
 
 def _plain(value: Any) -> str:

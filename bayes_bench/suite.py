@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from bayes_bench import plugins
 from bayes_bench.errors import UsageError, unknown_name
 from bayes_bench.settings import NAME_PATTERN, Settings, explain, parse_toml, setting
 
@@ -298,6 +299,14 @@ def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(suite_folder().glob("*.toml"))}
 
 
+def installed_suites() -> dict[str, str]:
+    """Names of the suites that other packages bring, and who brings them; ours go first under the same name."""
+    found = plugins.by_name(plugins.SUITES)
+    return {
+        name: " and ".join(map(plugins.owner, found[name])) for name in sorted(found.keys() - shipped_suites().keys())
+    }
+
+
 def reference_folder() -> Path:
     """The folder of the references that come with the package (in a checkout: ``benchmarks/references/``)."""
     shipped = Path(str(resources.files("bayes_bench"))) / "references"
@@ -312,18 +321,19 @@ def reference_path(name_or_path: str) -> Path:
 
 
 def load_suite(name_or_path: str) -> SuiteSpec:
-    """A shipped suite by its name, or a user's own by the path of its TOML file.
+    """A suite by its name, ours or that of an installed package, or a user's own by the path of its TOML file.
 
     Raises:
         UsageError: no such suite, no file or a large one, unreadable TOML (with its line), or a wrong key or value
             (with its path).
     """
     shipped = shipped_suites()
-    path = shipped.get(name_or_path)
+    path = shipped.get(name_or_path) or plugins.only(plugins.SUITES, name_or_path, "suite", Path)
     if path is None:
         path = Path(name_or_path)
         if path.suffix != ".toml":
-            raise UsageError(unknown_name("suite", name_or_path, shipped) + " (or give the path of a .toml file)")
+            known = [*shipped, *installed_suites()]
+            raise UsageError(unknown_name("suite", name_or_path, known) + " (or give the path of a .toml file)")
     try:
         content = _with_absolute_paths(parse_toml(_read(path)), path.resolve().parent)
     except OSError as error:

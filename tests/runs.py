@@ -10,7 +10,7 @@ from typing import Any
 import fake_methods
 import pytest
 
-from bayes_bench import registry
+from bayes_bench import plugins
 from bayes_bench.suite import SuiteSpec
 
 CURVE = {
@@ -48,5 +48,5 @@ def register_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = [point("tiny", fake_methods.Tiny), point("pair", fake_methods.Pair)]
     real: Callable[..., Any] = entry_points
     monkeypatch.setattr(
-        registry, "entry_points", lambda group: [*real(group=group), *(fakes if group == registry.METHODS else [])]
+        plugins, "entry_points", lambda group: [*real(group=group), *(fakes if group == plugins.METHODS else [])]
     )

@@ -14,7 +14,7 @@ BASELINES = ROOT / "baselines" / "bayes_bench_baselines"
 # module (or package) → the modules of ours it may import; what is not listed may import anything below it
 LAYERS = [
     "errors stopping",
-    "settings userfile",
+    "settings userfile plugins",
     "suite",
     "augmentation chains likelihood metrics data machine records",
     "examples",

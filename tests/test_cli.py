@@ -161,12 +161,12 @@ def test_lists_and_show(call) -> None:
 def test_a_broken_plugin_is_listed_as_broken(call, monkeypatch: pytest.MonkeyPatch) -> None:
     from runs import point
 
-    from bayes_bench import registry
+    from bayes_bench import plugins
 
-    before = registry.entry_points
+    before = plugins.entry_points
     broken = point("bad", type("Bad", (), {}))
     monkeypatch.setattr(
-        registry, "entry_points", lambda group: [*before(group=group), *[broken] * (group == registry.METHODS)]
+        plugins, "entry_points", lambda group: [*before(group=group), *[broken] * (group == plugins.METHODS)]
     )
     outcome = call("list", "methods")
     assert outcome.code == 0

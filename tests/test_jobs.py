@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from runs import CURVE, DIGITS, register_fakes, suite
 
-from bayes_bench import registry
+from bayes_bench import plugins
 from bayes_bench.errors import PluginError, UsageError
 from bayes_bench.jobs import Job, Override, parse_override, parse_seeds, plan
 from bayes_bench.suite import SuiteSpec
@@ -69,13 +69,13 @@ def test_methods_are_labels_of_the_suite_or_registered_names() -> None:
 
 
 def test_broken_methods_are_left_out_unless_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = registry.entry_points
+    before = plugins.entry_points
 
     def load() -> None:
         sys.exit("no licence")
 
     bad = SimpleNamespace(name="bad", value="bad:Bad", dist=None, load=load)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [*before(group=group), bad])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [*before(group=group), bad])
     warnings: list[str] = []
     labels = {job.label for job in plan([suite(methods=[], seeds=[0])], warn=warnings.append)}
     assert {"tiny", "pair", "map"} <= labels

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 from fake_methods import PairConfig, Tiny, TinyConfig
 
-from bayes_bench import registry
+from bayes_bench import plugins, registry
 from bayes_bench.errors import PluginError, UsageError
 from bayes_bench.settings import MethodConfig, Range, setting
 
@@ -18,7 +18,7 @@ class Point:
 
     name: str
     loaded: Any
-    group: str = registry.METHODS
+    group: str = plugins.METHODS
     owner: str = "one"
 
     @property
@@ -38,7 +38,7 @@ class Point:
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch):
     def replace(*points: Point) -> None:
-        monkeypatch.setattr(registry, "entry_points", lambda group: [point for point in points if point.group == group])
+        monkeypatch.setattr(plugins, "entry_points", lambda group: [point for point in points if point.group == group])
 
     return replace
 
@@ -57,14 +57,14 @@ def test_method_and_settings_are_found_by_name(install) -> None:
 
 
 def test_settings_come_from_their_own_group_without_importing_the_method(install) -> None:
-    install(Point("tiny", RuntimeError("imported")), Point("tiny", TinyConfig, registry.CONFIGS))
+    install(Point("tiny", RuntimeError("imported")), Point("tiny", TinyConfig, plugins.CONFIGS))
     assert registry.config_class("tiny") is TinyConfig
     with pytest.raises(PluginError, match=r"one 1\.0 is broken.*RuntimeError: imported"):
         registry.method_class("tiny")
 
 
 def test_settings_of_another_owner_are_not_taken(install) -> None:
-    install(Point("tiny", Tiny), Point("tiny", PairConfig, registry.CONFIGS, "two"))
+    install(Point("tiny", Tiny), Point("tiny", PairConfig, plugins.CONFIGS, "two"))
     assert registry.config_class("tiny") is TinyConfig
 
 
@@ -129,7 +129,7 @@ def test_a_class_with_settings_that_is_no_posterior_is_refused(install) -> None:
 
 
 def test_two_different_settings_classes_are_refused(install) -> None:
-    install(Point("tiny", Tiny), Point("tiny", PairConfig, registry.CONFIGS))
+    install(Point("tiny", Tiny), Point("tiny", PairConfig, plugins.CONFIGS))
     with pytest.raises(PluginError, match=r"TinyConfig.*PairConfig"):
         registry.method_class("tiny")
 

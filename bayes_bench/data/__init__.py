@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from bayes_bench import plugins
 from bayes_bench.data import (
     cifar,
     csv_file,
@@ -48,6 +49,7 @@ __all__ = [
     "blocks",
     "check_spec",
     "check_task",
+    "find_source",
     "load_inputs",
     "load_split",
     "read_inputs",
@@ -63,6 +65,7 @@ SOURCES: dict[str, Source] = {
         *(csv_file, npz, npy, image_folder),
     )
 }
+"""Our own; ``find_source`` knows those of installed packages, too."""
 MOST_DIMENSIONS = 16  # of one input; records hold no more
 MAX_SHARED = 0.5  # part of an out-of-distribution set that may be equal to inputs of the task
 
@@ -86,18 +89,29 @@ def resolve_data_root(data_root: Path | str | None = None) -> Path:
     return user_cache_path("bayes-bench", appauthor=False)
 
 
+def find_source(name: str) -> Source | None:
+    """A data source by its name: ours, or that of an installed package.
+
+    Raises:
+        PluginError: that package is broken.
+    """
+    found: Source | None = SOURCES.get(name) or plugins.only(plugins.DATA, name, "data source", Source)
+    return found
+
+
 def check_spec(spec: SourceSpec) -> Settings:
     """The validated options of a source; an ``OODSpec`` is checked as a source of inputs.
 
     Raises:
         UsageError: unknown source, a source that cannot play this part, unknown option or wrong value.
+        PluginError: the source's package is broken.
     """
     inputs_only = isinstance(spec, OODSpec)
-    usable = {name: source for name, source in SOURCES.items() if (source.inputs if inputs_only else source.split)}
-    source = usable.get(spec.source)
-    if source is None:
+    source = find_source(spec.source)
+    if source is None or (source.inputs if inputs_only else source.split) is None:
         part = "source of out-of-distribution inputs" if inputs_only else "data source"
-        raise UsageError(unknown_name(part, spec.source, usable))
+        usable = [name for name, one in SOURCES.items() if (one.inputs if inputs_only else one.split)]
+        raise UsageError(unknown_name(part, spec.source, [*usable, *plugins.by_name(plugins.DATA)]))
     model = source.InputOptions if inputs_only else source.SplitOptions
     where = f"data source {source.name!r}" + (f" of {spec.name!r}" if isinstance(spec, OODSpec) else "")
     for key in spec.options:
@@ -107,6 +121,13 @@ def check_spec(spec: SourceSpec) -> Settings:
         return model.model_validate(spec.options)
     except ValidationError as error:
         raise explain(error, where, spec.options) from error
+
+
+def _source(spec: SourceSpec) -> Source:
+    """Of a spec that was checked."""
+    source = find_source(spec.source)
+    assert source is not None
+    return source
 
 
 def task_kind(spec: TaskSpec) -> Kind:
@@ -122,7 +143,7 @@ def check_task(spec: TaskSpec) -> None:
     """
     kind = task_kind(spec)
     options = check_spec(spec.data)
-    declared = SOURCES[spec.data.source].kind or getattr(options, "kind", None)
+    declared = _source(spec.data).kind or getattr(options, "kind", None)
     if declared not in (None, kind):
         raise UsageError(
             f"data source {spec.data.source!r} is for {declared}, "
@@ -143,7 +164,7 @@ def load_split(spec: SourceSpec, data_root: Path, kind: Kind | None = None) -> S
         DataError: missing or damaged data, missing values, empty parts.
     """
     options = check_spec(spec)
-    source = SOURCES[spec.source]
+    source = _source(spec)
     assert source.split is not None
     declared = source.kind or getattr(options, "kind", None)
     split = source.split(options, data_root, declared or kind or "classification")
@@ -182,7 +203,7 @@ def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
         DataError: missing or damaged data, another shape, or mostly the split's own inputs.
     """
     options = check_spec(spec)
-    source = SOURCES[spec.source]
+    source = _source(spec)
     assert source.inputs is not None
     if spec.optional and source.files and source.files.look(data_root).state == "missing":
         # Every process that builds the task would try in vain to download it.

@@ -9,11 +9,14 @@ pure functions in one module per family and can be used alone::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from numpy.typing import NDArray
 
+from bayes_bench import plugins
+from bayes_bench.errors import PluginError
 from bayes_bench.metrics import calibration, classification, cost, diagnostics, diversity, ood, reference, regression
 from bayes_bench.metrics.base import JobPredictions, Metric, NotApplicableError, normalise, summarise
 from bayes_bench.metrics.calibration import ece, ece_adaptive, fit_temperature, reliability
@@ -41,6 +44,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "brier",
+    "catalogue",
     "collapse",
     "compute",
     "coverage",
@@ -63,6 +67,7 @@ __all__ = [
     "total_variation",
 ]
 
+KINDS = {"classification", "regression"}
 CATALOGUE: tuple[Metric, ...] = (
     *classification.CATALOGUE,
     *calibration.CATALOGUE,
@@ -73,12 +78,36 @@ CATALOGUE: tuple[Metric, ...] = (
     *cost.CATALOGUE,
     *diagnostics.CATALOGUE,
 )
+"""Our own; ``catalogue`` has those of installed packages, too."""
+
+
+@cache
+def catalogue() -> tuple[Metric, ...]:
+    """Every metric, also those of installed packages (entry points in ``bayes_bench.metrics``).
+
+    Raises:
+        PluginError: such a package is broken, or a metric has the name of another. Otherwise numbers would silently be
+            missing.
+    """
+    found = list(CATALOGUE)
+    for name, points in sorted(plugins.by_name(plugins.METRICS).items()):
+        loaded = plugins.only(plugins.METRICS, name, "metric", Metric | tuple)
+        for metric in loaded if isinstance(loaded, tuple) else (loaded,):
+            if not isinstance(metric, Metric):
+                raise PluginError(f"metric {name!r}: {points[0].value} ({plugins.owner(points[0])}) holds no Metric")
+            if any(metric.name == other.name and {metric.kind, other.kind} != KINDS for other in found):
+                raise PluginError(
+                    f"metric {name!r} of {plugins.owner(points[0])}: there is a metric {metric.name!r} already; "
+                    "rename it"
+                )
+            found.append(metric)
+    return tuple(found)
 
 
 def compute(
     predictions: Mapping[str, NDArray[Any]],
     record: Mapping[str, Any],
-    metrics: Sequence[Metric] = CATALOGUE,
+    metrics: Sequence[Metric] | None = None,
     reference: Mapping[str, NDArray[Any]] | str = "the reference was not read",
 ) -> list[dict[str, Any]]:
     """The rows of a record's ``metrics``: every metric that is defined for the job's kind of task.
@@ -87,7 +116,7 @@ def compute(
         predictions: the stored arrays of the job.
         record: its record; read are ``kind``, ``networks``, ``support``, ``task_spec``, ``weight_layers``,
             ``budget`` and ``cost``. It may lack ``metrics``.
-        metrics: what to evaluate.
+        metrics: what to evaluate; default: ``catalogue()``.
         reference: arrays of the reference that the task names (``bayes_bench.reference``), or why there are none.
 
     Returns:
@@ -98,7 +127,7 @@ def compute(
     """
     job = JobPredictions(predictions, record, reference)
     rows = []
-    for metric in metrics:
+    for metric in catalogue() if metrics is None else metrics:
         if metric.kind not in ("any", job.kind) or (metric.against_reference and not job.has_reference):
             continue
         for item in _items(metric, job):
@@ -144,9 +173,12 @@ def alarms(
 
 def find(name: str, kind: str) -> Metric | None:
     """The metric behind a name of ``results.csv`` (``ood_auroc/letters``) for a kind of task, or None."""
-    for metric in CATALOGUE:
-        if metric.kind not in ("any", kind):
-            continue
+    return find_in([metric for metric in catalogue() if metric.kind in ("any", kind)], name)
+
+
+def find_in(known: Iterable[Metric], name: str) -> Metric | None:
+    """The first of some metrics that a name of ``results.csv`` is a value of, or None."""
+    for metric in known:
         stem, placeholder, _ = metric.name.partition("<")
         if name == metric.name or (placeholder and name.startswith(stem)):
             return metric

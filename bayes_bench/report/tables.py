@@ -315,7 +315,7 @@ def plain_table(frame: pd.DataFrame) -> dict[str, Any]:
 def tables_for(comparison: Comparison) -> list[Table]:
     """The tables of one comparison, in order of importance; those without any value are left out."""
     makers = _class_tables if comparison.kind == "classification" else _value_tables
-    rest = (_chain_table(comparison), _student_table(comparison), _cost_table(comparison))
+    rest = (_chain_table(comparison), _student_table(comparison), _plugin_table(comparison), _cost_table(comparison))
     return [table for table in (*makers(comparison), *rest) if table is not None]
 
 
@@ -544,6 +544,13 @@ def _student_table(comparison: Comparison) -> Table | None:
     columns.append(Column("diagnostic/projected_ks", "Kolmogorov–Smirnov", group="Weights"))
     remarks = ["On validation data, standardised; the last column compares weights along random directions."]
     return build(comparison, "Student and teacher", columns, remarks)
+
+
+def _plugin_table(comparison: Comparison) -> Table | None:
+    """Metrics that are not ours; where their package is not installed, nothing says which direction is better."""
+    rows = (row for jobs in comparison.jobs.values() for job in jobs for row in job.record.get("metrics") or ())
+    names = dict.fromkeys(row["name"] for row in rows if metrics.find_in(metrics.CATALOGUE, row["name"]) is None)
+    return build(comparison, "Metrics of plug-ins", [Column(name, name) for name in names])
 
 
 def _cost_table(comparison: Comparison) -> Table | None:
