@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -118,7 +119,7 @@ def inspect_methods() -> dict[str, RegisteredMethod]:
         error = entry.error
         if not error:
             try:
-                config_class(name)
+                _check_requirements(name, config_class(name))
             except PluginError as problem:
                 error = str(problem)
         found[name] = RegisteredMethod(name, entry.owner, entry.value, error)
@@ -130,13 +131,15 @@ def method_class(name: str) -> type[WeightPosterior]:
 
     Raises:
         UsageError: no such method.
-        PluginError: it is registered twice, cannot be imported, or is not a method.
+        PluginError: it is registered twice, cannot be imported, is not a method, or needs what is not installed.
     """
     from bayes_bench.posterior import WeightPosterior
 
     if name in _from_files:
         return _from_files[name][1]
     point = _entry(name)
+    if point.name in by_name(CONFIGS):  # before the method is imported, which may need what is not there
+        _check_requirements(name, config_class(name))
     loaded = load(point, f"method {name!r}", REMEDY)
     if not (isinstance(loaded, type) and issubclass(loaded, WeightPosterior)):
         raise PluginError(f"method {name!r}: {point.value} ({owner(point)}) is not a subclass of WeightPosterior")
@@ -147,6 +150,12 @@ def method_class(name: str) -> type[WeightPosterior]:
             f"but the group {CONFIGS} names {declared.__name__}; make both the same"
         )
     return loaded
+
+
+def _check_requirements(name: str, config: type[MethodConfig]) -> None:
+    for module, package in config.requires.items():
+        if find_spec(module) is None:
+            raise PluginError(f"method {name!r} needs {module}, which is not installed: pip install {package!r}")
 
 
 def config_class(name: str) -> type[MethodConfig]:

@@ -64,11 +64,13 @@ class MethodConfig(Settings):
     """Settings of one method. The docstring of a subclass is what ``bayes-bench show METHOD`` prints first.
 
     ``reference`` names the paper. ``revision`` is part of every job's key: raise it when a change of the
-    method changes its results, so that old results are not taken for new ones.
+    method changes its results, so that old results are not taken for new ones. ``requires`` names modules of optional
+    packages that the method cannot do without, and for each what to give ``pip install``.
     """
 
     reference: ClassVar[str] = ""
     revision: ClassVar[int] = 1
+    requires: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -19,11 +19,15 @@ def fit_members(
     members: int,
     use_prior: bool,
     adversarial_epsilon: float = 0.0,
+    leave: float = 0.0,
 ) -> WeightSamples:
     """Train ``members`` networks, each from its own initialisation on its own batches.
 
     The losses of the members are summed, not averaged: no member's gradient depends on how many there are,
     so that an ensemble's member is the network that would have been trained alone.
+
+    Args:
+        leave: gradient evaluations of the budget that are needed afterwards.
 
     Returns:
         Name → ``[members, *shape]``.
@@ -64,6 +68,7 @@ def fit_members(
         schedule=cosine_decay(optimizer, config.final_learning_rate),
         validate=lambda: posterior.validation_scores(data, posterior.complete(weights)),
         validation_cost=posterior.validation_cost(data, members),
+        leave=leave,
         keep_best=config.keep_best,
         patience=config.patience,
     )
