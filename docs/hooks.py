@@ -35,7 +35,7 @@ ELSEWHERE = {
     "security.md": "SECURITY.md",
     "speed-notes.md": "benchmarks/speed/NOTES.md",
 }
-FIRST = ("hypergan", "mcdropout", "mnf", "apd", "ensemble", "sgld", "laplace", "hmc", "map")
+FIRST = ("hypergan", "mcdropout", "mnf", "apd", "ensemble", "sgld", "laplace", "vi", "hmc", "map")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
