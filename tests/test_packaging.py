@@ -50,6 +50,8 @@ def run(installed, *arguments, cwd):
 
 def test_the_wheel_holds_what_it_should(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"bayes_bench/py.typed", "bayes_bench_baselines/py.typed"} <= names
+    assert {f"bayes_bench/report/templates/{name}" for name in ("page.html.j2", "page.js", "style.css")} <= names
     for suite in (ROOT / "benchmarks").glob("*.toml"):
         assert f"bayes_bench/suites/{suite.name}" in names
     for reference in (ROOT / "benchmarks" / "references").iterdir():
