@@ -321,7 +321,7 @@ def published_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             known = metrics.find(claim["metric"], str(first.get("kind") or "classification"))
             variants: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
             for record in members:
-                if record["label"] == claim["method"]:
+                if (record.get("claimed_as") or record["label"]) == claim["method"]:
                     variants[variant_of(record)].append(record)
             for variant, ours in variants.items() or [("", [])]:
                 values = [v for record in ours if (v := metric_value(record, claim["metric"])) is not None]

@@ -436,7 +436,8 @@ def report(runs: tuple[Path, ...], recompute: bool, out: Path | None, export: Pa
         store.read_run(folder)
     if len(runs) > 1 and out is None:
         raise UsageError("the common page of several runs needs a folder of its own; give --out FOLDER")
-    if out is not None and (out / store.RUN).exists() and out.resolve() != runs[0].resolve():
+    itself = len(runs) == 1 and out is not None and out.resolve() == runs[0].resolve()
+    if out is not None and (out / store.RUN).exists() and not itself:
         raise UsageError(f"{out} is a run folder with a page of its own; choose another --out")
     from bayes_bench import report as rendering
     from bayes_bench.analysis import load_run
@@ -614,12 +615,12 @@ def _print_results(found: Run) -> None:
         console.print(line, style="bold red", markup=False)
 
 
-def _names(option: str, text: str | None) -> tuple[str, ...]:
+def _names(option: str, text: str | None, example: str = "hypergan,mcdropout") -> tuple[str, ...]:
     if text is None:
         return ()
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
-        raise UsageError(f"{option} {text!r}: write names separated by commas, e.g. hypergan,mcdropout")
+        raise UsageError(f"{option} {text!r}: write names separated by commas, e.g. {example}")
     return names
 
 
@@ -808,9 +809,10 @@ def compare(before: Path, after: Path, metrics: str | None, csv: Path | None, fa
     """What changed between two runs, and is it more than noise?
 
     Compares what both have finished, by the names of tasks and methods, and says what they were set up with
-    differently. The interval is that of AFTER − BEFORE: a bootstrap over seeds and, where the test data are the same,
-    over test examples. It is not adjusted for the number of rows: of 40 without any change two are expected to stand
-    out.
+    differently. The interval is that of AFTER − BEFORE: a bootstrap over seeds and test examples, and Student's t over
+    seeds where a metric is no mean over examples or the test data differ. It is not adjusted for the number of rows: of
+    20 rows without any change one is expected to stand out, and with three to five seeds, of which a bootstrap sees too
+    little, about two.
 
     Exit code: 0, or 1 with --fail-on-worse where a metric other than a cost got worse, 2 for a mistake in the input.
     """
@@ -818,8 +820,10 @@ def compare(before: Path, after: Path, metrics: str | None, csv: Path | None, fa
     from bayes_bench.analysis import load_run
     from bayes_bench.changes import compare_runs
 
+    if csv is not None and not csv.absolute().parent.is_dir():
+        raise UsageError(f"--csv {csv}: there is no folder {csv.parent}; make it first")
     wanted = {kind: [name for name, *_ in columns] for kind, columns in terminal.HEADLINES.items()}
-    found = compare_runs(load_run(before), load_run(after), _names("--metrics", metrics) or wanted)
+    found = compare_runs(load_run(before), load_run(after), _names("--metrics", metrics, "accuracy,nll") or wanted)
     for problem in found.problems:
         click.echo(problem, err=True)
     names = (before.name or str(before), after.name or str(after))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bayes_bench import registry
+from bayes_bench import plugins, registry
 from bayes_bench.errors import DataError, PluginError, UsageError, unknown_name
 from bayes_bench.machine import MEMORY_LIMIT_MB
 from bayes_bench.settings import LARGEST_INTEGER, Settings, parse_toml
@@ -208,6 +208,10 @@ def plan(
     overrides = tuple(overrides)
     if len({suite.name for suite in suites}) < len(suites):
         raise UsageError("the same suite is named twice; name it once")
+    if plugins.by_name(plugins.METRICS):
+        from bayes_bench.metrics import catalogue
+
+        catalogue()  # a broken one is told now, not when the first job is measured
     registered = registry.methods()
     usable = () if methods or all(suite.methods for suite in suites) else _usable(registered, warn)
     entries = {suite.name: _entries(suite, suites, methods, registered, usable) for suite in suites}

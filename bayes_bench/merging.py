@@ -12,7 +12,7 @@ from bayes_bench.errors import UsageError
 
 
 def merge(folders: Sequence[Path]) -> Run:
-    """The jobs of several runs; of one that is in several the one that finished last.
+    """The jobs of several runs; of one that is in several the one that finished last, if any did.
 
     A method that has other settings in another run, on the very same task and budget, is called ``METHOD (RUN)`` in
     each, RUN being the folder's name. Tasks with another budget or other data stand beside each other, as they do in
@@ -29,7 +29,7 @@ def merge(folders: Sequence[Path]) -> Run:
     records: dict[tuple[str, int], dict[str, Any]] = {}
     origins: dict[tuple[str, str], tuple[Path, str]] = {}
     labels: dict[tuple[str, str], str] = {}
-    twice = []
+    twice: dict[tuple[str, int], int] = {}
     for name, run in runs.items():
         for record in run.records:
             label = record["label"]
@@ -37,17 +37,22 @@ def merge(folders: Sequence[Path]) -> Run:
             labels[name, record["key"]] = shown
             place = (shown + variant_of(record), record["seed"])
             if place in records:
-                twice.append(record["seed"])
-                if str(records[place].get("finished") or "") > str(record.get("finished") or ""):
+                twice[place] = record["seed"]
+                if _worth(records[place]) > _worth(record):
                     continue
-            records[place] = record | {"label": shown}
+            records[place] = record | {"label": shown, "claimed_as": label}
             origins[shown, record["key"]] = (run.folder, label)
     problems = [f"{name}: {problem}" for name, run in runs.items() for problem in run.problems]
     if twice:
         problems.append(
-            f"{len(twice)} jobs (seeds {ranges(twice)}) are in several of the runs; what finished last is shown"
+            f"{len(twice)} jobs (seeds {ranges(twice.values())}) are in several of the runs; what finished last is shown"
         )
     return Run(folders[0], _description(runs, labels), tuple(records.values()), tuple(problems), origins)
+
+
+def _worth(record: dict[str, Any]) -> tuple[bool, str]:
+    """A finished job goes before a failed one, a later one before an earlier one."""
+    return record["status"] == "ok", str(record.get("finished") or "")
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:

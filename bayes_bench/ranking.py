@@ -6,6 +6,7 @@ Letters: k methods, n tasks.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,13 @@ class Ranking:
 
     Attributes:
         table: columns ``method``, ``rank``, ``std`` and ``blocks``, by rank; empty where declined.
-        tasks: n, those that all methods finished.
+        tasks: n, those that all ranked methods finished; with the same data they count as one.
         over: what the ranks are means over, in words.
+        left_out: methods that did not finish as many tasks as others.
         declined: why there is no ranking; empty where there is one.
-        p_value: of the Friedman test (of two methods: Wilcoxon's signed-rank test) that no method differs; NaN with
-            too few tasks for a test.
-        critical_difference: of two mean ranks, by Nemenyi's test at 5 %; NaN likewise.
+        test: what the p-value is of; empty with too few tasks for a test.
+        p_value: that no method differs.
+        critical_difference: of two mean ranks, by Nemenyi's test at 5 %; NaN without a test, and for two methods.
         groups: methods that cannot be told apart, by rank; those that stand alone are in none.
     """
 
@@ -36,7 +38,9 @@ class Ranking:
     table: pd.DataFrame
     tasks: int = 0
     over: str = ""
+    left_out: tuple[str, ...] = ()
     declined: str = ""
+    test: str = ""
     p_value: float = math.nan
     critical_difference: float = math.nan
     groups: tuple[tuple[str, ...], ...] = ()
@@ -49,10 +53,10 @@ class Ranking:
     @property
     def tested(self) -> bool:
         """Whether there were tasks enough for a test."""
-        return not math.isnan(self.p_value)
+        return bool(self.test)
 
 
-def ranking(results: pd.DataFrame, metric: str = "nll") -> Ranking:
+def ranking(results: pd.DataFrame, metric: str = "nll", data: Mapping[str, str] | None = None) -> Ranking:
     """Rank methods by one metric, over the tasks and seeds that all of them finished.
 
     With at least 6 tasks, every task counts once (by the mean over its seeds) and the differences are tested. With
@@ -62,28 +66,36 @@ def ranking(results: pd.DataFrame, metric: str = "nll") -> Ranking:
     Args:
         results: ``analysis.results_frame``.
         metric: one with a direction.
+        data: name of a task → identifier of its data. Tasks of the same data (another budget, say) are no independent
+            evidence: their ranks are averaged into one.
     """
     rows = results[(results["metric"] == metric) & results["value"].notna()]
-    table = rows.pivot_table(index=["suite", "task", "seed"], columns="method", values="value").dropna()
-    empty = pd.DataFrame(columns=["method", "rank", "std", "blocks"])
+    wide = rows.pivot_table(index=["suite", "task", "seed"], columns="method", values="value")
+    finished = wide.notna().groupby(level=["suite", "task"]).any().sum()
+    left_out = tuple(finished.index[finished < finished.max()]) if len(finished) else ()
+    table = wide.drop(columns=list(left_out)).dropna()
     if table.shape[1] < 2 or table.empty:
-        return Ranking(metric, empty, declined="fewer than two methods finished the same jobs")
-    by_task = table.groupby(level=["suite", "task"])
-    tasks, seeds = by_task.ngroups, int(by_task.size().min())
+        reason = "fewer than two methods finished the same jobs"
+        return Ranking(metric, _table(table.iloc[:0]), left_out=left_out, declined=reason)
+    sources = table.index.get_level_values("task").map(lambda task: (data or {}).get(task, task))
+    tasks, seeds = sources.nunique(), int(table.groupby(level=["suite", "task"]).size().min())
     if tasks < MIN_TASKS and seeds < MIN_SEEDS:
-        there = f"{tasks} task{'s' if tasks > 1 else ''} and {seeds} seed{'s' if seeds > 1 else ''}"
-        needed = f"at least {MIN_TASKS} tasks or {MIN_SEEDS} seeds"
-        return Ranking(metric, empty, tasks, declined=f"{there}; a ranking across tasks needs {needed}")
-    blocks = by_task.mean() if tasks >= MIN_TASKS else table
-    ranks = blocks.rank(axis=1, ascending=not rows["higher_is_better"].iloc[0])
-    frame = pd.DataFrame({"rank": ranks.mean(), "std": ranks.std(ddof=1), "blocks": len(ranks)})
-    frame = frame.sort_values("rank", kind="stable").reset_index(names="method")
+        there = f"{_count(tasks, 'task')} and {_count(seeds, 'seed')} that all finished"
+        needed = f"a ranking across tasks needs at least {MIN_TASKS} tasks or {MIN_SEEDS} seeds"
+        return Ranking(metric, _table(table.iloc[:0]), tasks, left_out=left_out, declined=f"{there}; {needed}")
+    ascending = not rows["higher_is_better"].iloc[0]
     if tasks < MIN_TASKS:
-        over = f"{len(ranks)} jobs of {'one task' if tasks == 1 else f'{tasks} tasks'}"
-        return Ranking(metric, frame, tasks, over)
-    p_value, apart = _p_value(blocks), nemenyi(len(frame), tasks)
-    groups = _groups(frame, apart if p_value < LEVEL else math.inf)
-    return Ranking(metric, frame, tasks, f"{tasks} tasks", "", p_value, apart, groups)
+        ranks = table.rank(axis=1, ascending=ascending)
+        over = f"{len(ranks)} results (seeds of {_count(tasks, 'task')})"
+        return Ranking(metric, _table(ranks), tasks, over, left_out)
+    by_task = table.groupby(level=["suite", "task"]).mean().rank(axis=1, ascending=ascending)
+    of_data = by_task.index.get_level_values("task").map(lambda task: (data or {}).get(task, task))
+    ranks = by_task.groupby(of_data).mean().rank(axis=1)
+    test, p_value = _test(ranks)
+    apart = nemenyi(ranks.shape[1], tasks) if ranks.shape[1] > 2 else math.nan
+    least = math.inf if p_value >= LEVEL else 0.0 if math.isnan(apart) else apart
+    frame = _table(ranks)
+    return Ranking(metric, frame, tasks, f"{tasks} tasks", left_out, "", test, p_value, apart, _groups(frame, least))
 
 
 def nemenyi(methods: int, tasks: int) -> float:
@@ -92,12 +104,28 @@ def nemenyi(methods: int, tasks: int) -> float:
     return float(quantile * math.sqrt(methods * (methods + 1) / (6 * tasks)))
 
 
-def _p_value(blocks: pd.DataFrame) -> float:
-    columns = blocks.to_numpy().T
+def _table(ranks: pd.DataFrame) -> pd.DataFrame:
+    """Mean rank of every method, with its standard deviation over the blocks, the best first."""
+    if ranks.empty:
+        return pd.DataFrame(columns=["method", "rank", "std", "blocks"])
+    frame = pd.DataFrame({"rank": ranks.mean(), "std": ranks.std(ddof=1), "blocks": len(ranks)})
+    return frame.sort_values("rank", kind="stable").reset_index(names="method")
+
+
+def _test(ranks: pd.DataFrame) -> tuple[str, float]:
+    """Name and p-value of the test that no method differs."""
+    columns, (n, k) = ranks.to_numpy().T, ranks.shape
+    if k == 2:
+        # Of ranks the signed ranks are all alike: the sign test.
+        wins = int((columns[0] < columns[1]).sum())
+        decided = int((columns[0] != columns[1]).sum())
+        return "Sign test", float(stats.binomtest(wins, decided).pvalue) if decided else 1.0
+    name = "Friedman test (in the form of Iman and Davenport)"
     if (columns == columns[0]).all():
-        return 1.0
-    test = stats.wilcoxon(columns[0], columns[1]) if len(columns) == 2 else stats.friedmanchisquare(*columns)
-    return float(test.pvalue)
+        return name, 1.0
+    chi2 = float(stats.friedmanchisquare(*columns).statistic)
+    rest = n * (k - 1) - chi2
+    return name, float(stats.f.sf((n - 1) * chi2 / rest, k - 1, (k - 1) * (n - 1))) if rest > 1e-9 else 0.0
 
 
 def _groups(table: pd.DataFrame, apart: float) -> tuple[tuple[str, ...], ...]:
@@ -105,7 +133,11 @@ def _groups(table: pd.DataFrame, apart: float) -> tuple[tuple[str, ...], ...]:
     names, ranks = table["method"].tolist(), table["rank"].to_numpy()
     found: list[tuple[int, int]] = []
     for first in range(len(names)):
-        last = int(np.flatnonzero(ranks < ranks[first] + apart)[-1])
+        last = max(int(np.flatnonzero(ranks < ranks[first] + apart).max(initial=0)), first)
         if last > first and (not found or last > found[-1][1]):
             found.append((first, last))
     return tuple(tuple(names[first : last + 1]) for first, last in found)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

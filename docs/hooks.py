@@ -132,7 +132,8 @@ def settings_table(name: str) -> str:
 def results_of(name: str) -> str:
     """The committed results of one method on every task, generated like the headline tables."""
     lines = []
-    for folder in sorted(path.parent for path in REFERENCE.glob("*/summary.csv")):
+    # In the ablation a method is one of its variants, with settings of that suite's own.
+    for folder in sorted(path.parent for path in REFERENCE.glob("*/summary.csv") if path.parent.name != "ablation"):
         frame = pd.read_csv(folder / "summary.csv")
         for task, rows in frame[frame["method"] == name].groupby("task"):
             row = rows.iloc[0]
@@ -190,7 +191,12 @@ def suite_page(name: str) -> str:
         facts = [
             ["data", f"{task.title}: {data}"],
             ["network", ", ".join(f"{key} {value}" for key, value in _plain(task.network).items())],
-            ["likelihood", task.likelihood.name],
+            [
+                "likelihood",
+                ", ".join(
+                    f"{value}" if key == "name" else f"{key} {value}" for key, value in _plain(task.likelihood).items()
+                ),
+            ],
             ["prior", f"N(0, {task.prior.std}²), scaling {task.prior.scaling}"],
             ["budget per job", f"{task.budget:,} gradient evaluations"],
             ["out of distribution", ", ".join(spec.name for spec in task.ood) or "none"],
@@ -217,8 +223,12 @@ def _plain(spec: Any) -> dict[str, Any]:
 def _facts(suite: SuiteSpec) -> str:
     methods = ", ".join(f"`{entry.label}`" for entry in suite.methods)
     seeds = ", ".join(map(str, suite.seeds))
-    quick = f" `--quick` cuts it down to {suite.quick.budget_scale:g} of the budget." if suite.quick else ""
-    return f"\nMethods: {methods or 'all'}; seeds {seeds}.{quick}\n"
+    text = f"\nMethods: {methods or 'all'}; seeds {seeds} unless told otherwise."
+    if quick := suite.quick:
+        parts = [f"{quick.budget_scale:g} of the budget", f"seeds {', '.join(map(str, quick.seeds))}"]
+        parts += [f"{quick.examples:,} training examples"] if quick.examples else []
+        text += f" `--quick` takes {', '.join(parts)}."
+    return f"{text}\n"
 
 
 def _table(headers: list[str], rows: list[list[str]]) -> str:

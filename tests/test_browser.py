@@ -88,6 +88,19 @@ def test_tables_are_sorted_both_ways_and_back(opened: Opened) -> None:
     assert header.get_attribute("aria-sort") is None
 
 
+def test_methods_are_sorted_by_their_names(opened: Opened) -> None:
+    opened.page.locator("table.results").first.get_by_role("button", name="Method").click()
+    assert opened.rows() == sorted(METHODS)
+
+
+def test_values_are_rounded_to_what_a_drawing_shows(opened: Opened) -> None:
+    drawing = opened.page.locator("figure", has_text="Quality against cost").first.locator("svg[data-reading]").first
+    drawing.scroll_into_view_if_needed()
+    mark = drawing.locator("use").last.bounding_box()
+    opened.page.mouse.move(mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2)
+    assert opened.page.locator("#reading-off p").inner_text().endswith(("400,000", "320,000"))
+
+
 def test_what_has_no_number_is_sorted_last(opened: Opened) -> None:
     header = opened.page.locator("table.results").first.locator("thead tr:last-child th").nth(3)
     assert header.inner_text().startswith("10")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,6 @@ def test_the_page_shows_such_metrics_where_the_package_is_not_installed(
 
 
 def test_several_metrics_in_one(install: Install) -> None:
-    from dataclasses import replace
-
     install(Point("more", (SURPRISE, replace(SURPRISE, name="shock")), plugins.METRICS))
     assert {metric.name for metric in metrics.catalogue()} - {metric.name for metric in CATALOGUE} == {
         "surprise",
@@ -153,6 +152,7 @@ def test_several_metrics_in_one(install: Install) -> None:
         (SURPRISE.evaluate, "is no"),
         ((SURPRISE, 3), "holds no Metric"),
         (CATALOGUE[0], "there is a metric 'accuracy' already"),
+        (replace(SURPRISE, name="a b<c>,"), "is no name for a metric"),
     ],
 )
 def test_a_broken_metric_is_told_with_its_owner(install: Install, loaded: Any, sentence: str) -> None:
@@ -160,6 +160,40 @@ def test_a_broken_metric_is_told_with_its_owner(install: Install, loaded: Any, s
     with pytest.raises(PluginError, match=sentence) as error:
         metrics.catalogue()
     assert "their-package 1.0" in str(error.value)
+
+
+@pytest.mark.parametrize("broken", [lambda job: 1 / 0, lambda job: None])
+def test_a_metric_that_fails_costs_its_own_number(install: Install, broken: Any) -> None:
+    install(Point("surprise", replace(SURPRISE, evaluate=broken), plugins.METRICS))
+    record, predictions = make_job(METHODS["map"], 0, networks=5, examples=60)
+    rows = {row["name"]: row for row in metrics.compute(predictions, record)}
+    assert rows["surprise"]["value"] is None
+    assert "the plug-in's metric failed" in rows["surprise"]["reason"]
+    assert rows["accuracy"]["value"] is not None
+
+
+def test_a_broken_metric_stops_a_run_before_it_trains(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(Point("surprise", ImportError("boom"), plugins.METRICS))
+    assert run("run", "digits", "--methods", "map", "--dry-run", "--out", str(tmp_path / "run")) == 2
+    assert "surprise" in capsys.readouterr().err
+
+
+def test_a_broken_metric_is_no_obstacle_to_reading(install: Install, tmp_path: Path) -> None:
+    write_run(tmp_path, labels=("map",), kinds=("classification",), networks=5, examples=60)
+    install(Point("surprise", ImportError("boom"), plugins.METRICS))
+    assert report.write(tmp_path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [(lambda *_: {}["x"], "of a plug-in failed: KeyError"), (lambda *_: None, "gave NoneType, not Split")],
+)
+def test_a_source_that_fails_is_told_by_name(install: Install, tmp_path: Path, make: Any, sentence: str) -> None:
+    install(Point("blobs", replace(BLOBS, split=make), plugins.DATA))
+    with pytest.raises(PluginError, match=sentence):
+        data.load_split(SourceSpec.model_validate({"source": "blobs"}), tmp_path)
 
 
 def test_a_source_with_its_options_is_checked(installed: Path) -> None:

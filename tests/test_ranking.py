@@ -37,7 +37,7 @@ def test_seeds_of_few_tasks_are_ranked_but_not_tested() -> None:
         ["bb", 2.5, 10],
         ["cc", 2.5, 10],
     ]
-    assert found.over == "10 jobs of 2 tasks"
+    assert found.over == "10 results (seeds of 2 tasks)"
     assert not found.tested
     assert math.isnan(found.critical_difference)
     assert found.groups == ()
@@ -86,8 +86,42 @@ def test_equal_methods_are_one_group() -> None:
     assert same.groups == (("a", "b", "c"),)
 
 
-def test_two_methods_are_compared_by_signed_ranks() -> None:
+def test_two_methods_are_compared_by_signs() -> None:
     values = {(f"t{t}", 0, m): t + (0.1 + 0.01 * t) * (m == "b") for t in range(12) for m in "ab"}
     found = ranking(frame_of(values))
-    assert found.p_value == pytest.approx(2 / 2**12)
+    assert (found.test, found.p_value) == ("Sign test", pytest.approx(2 / 2**12))
+    assert math.isnan(found.critical_difference)
     assert found.groups == ()
+    values |= {(f"t{t}", 0, "b"): t - 1.0 for t in range(5)}
+    assert ranking(frame_of(values)).groups == (("a", "b"),)
+
+
+def test_the_same_data_at_other_budgets_are_one_task() -> None:
+    values = clear(8)
+    data = {f"t{t}": "digits" for t in range(5)}
+    found = ranking(frame_of(values), data=data)
+    assert found.tasks == 4
+    assert not found.tested
+    assert "4 tasks and 2 seeds" in found.declined
+    more = ranking(frame_of(clear(12)), data=data)
+    assert more.tasks == 8
+    assert set(more.table["blocks"]) == {8}
+
+
+def test_a_method_of_one_task_is_left_out_and_named() -> None:
+    values = clear(8) | {("t0", 0, "rare"): 0.0, ("t0", 1, "rare"): 0.0}
+    found = ranking(frame_of(values))
+    assert found.left_out == ("rare",)
+    assert found.tasks == 8
+    assert "rare" not in set(found.table["method"])
+
+
+def test_the_test_has_its_level() -> None:
+    """Of 400 draws without any difference about 5 % are called different; the standard error is 1.1 %."""
+    rng = np.random.default_rng(1)
+    alarms = 0
+    for _ in range(400):
+        draws = rng.normal(size=(7, 6))
+        values = {(f"t{t}", 0, f"m{m}"): draws[t, m] for t in range(7) for m in range(6)}
+        alarms += ranking(frame_of(values)).p_value < 0.05
+    assert alarms / 400 == pytest.approx(0.05, abs=4 * 0.011)

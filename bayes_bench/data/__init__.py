@@ -8,8 +8,10 @@ suite's file (a user's own data; ``bayes_bench.suite`` resolves them).
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -34,7 +36,7 @@ from bayes_bench.data import (
 from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream
 from bayes_bench.data.new_inputs import read_inputs
 from bayes_bench.data.stored import StoredRows, blocks
-from bayes_bench.errors import DataError, UsageError, unknown_name
+from bayes_bench.errors import BayesBenchError, DataError, PluginError, UsageError, named, unknown_name
 from bayes_bench.settings import Settings, explain
 from bayes_bench.suite import CategoricalSpec, OODSpec, SourceSpec, TaskSpec
 
@@ -56,6 +58,8 @@ __all__ = [
     "resolve_data_root",
     "task_kind",
 ]
+
+_Made = TypeVar("_Made")
 
 SOURCES: dict[str, Source] = {
     module.SOURCE.name: module.SOURCE
@@ -130,6 +134,24 @@ def _source(spec: SourceSpec) -> Source:
     return source
 
 
+def _made(source: Source, kind: type[_Made], make: Callable[..., Any], *arguments: Any) -> _Made:
+    """What a source makes; what others wrote fails with its name."""
+    if source is SOURCES.get(source.name):
+        own: _Made = make(*arguments)
+        return own
+    try:
+        found = make(*arguments)
+    except BayesBenchError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"data source {source.name!r} of a plug-in failed: {named(error)}; mend or uninstall it"
+        ) from error
+    if not isinstance(found, kind):
+        raise PluginError(f"data source {source.name!r} of a plug-in gave {type(found).__name__}, not {kind.__name__}")
+    return found
+
+
 def task_kind(spec: TaskSpec) -> Kind:
     """What the task's likelihood makes of the targets."""
     return "classification" if isinstance(spec.likelihood, CategoricalSpec) else "regression"
@@ -167,7 +189,7 @@ def load_split(spec: SourceSpec, data_root: Path, kind: Kind | None = None) -> S
     source = _source(spec)
     assert source.split is not None
     declared = source.kind or getattr(options, "kind", None)
-    split = source.split(options, data_root, declared or kind or "classification")
+    split = _made(source, Split, source.split, options, data_root, declared or kind or "classification")
     if len(split.input_shape) > MOST_DIMENSIONS:
         raise DataError(
             f"data source {spec.source!r}: an input has {len(split.input_shape)} dimensions, at most {MOST_DIMENSIONS} "
@@ -211,7 +233,7 @@ def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
             f"{source.files.title} is missing: nothing of it in {data_root / source.files.folder}; "
             f"bayes-bench data fetch {source.name} gets it"
         )
-    found = source.inputs(options, data_root, split)
+    found = _made(source, Inputs, source.inputs, options, data_root, split)
     if tuple(found.x.shape[1:]) != split.input_shape:
         raise DataError(
             f"the out-of-distribution set {spec.name!r} has inputs of shape {tuple(found.x.shape[1:])}, "

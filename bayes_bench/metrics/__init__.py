@@ -9,6 +9,7 @@ pure functions in one module per family and can be used alone::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bayes_bench import plugins
-from bayes_bench.errors import PluginError
+from bayes_bench.errors import DivergenceError, PluginError, named
 from bayes_bench.metrics import calibration, classification, cost, diagnostics, diversity, ood, reference, regression
 from bayes_bench.metrics.base import JobPredictions, Metric, NotApplicableError, normalise, summarise
 from bayes_bench.metrics.calibration import ece, ece_adaptive, fit_temperature, reliability
@@ -67,6 +68,7 @@ __all__ = [
     "total_variation",
 ]
 
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_@.-]*(/<[a-z_]+>)?")
 KINDS = {"classification", "regression"}
 CATALOGUE: tuple[Metric, ...] = (
     *classification.CATALOGUE,
@@ -95,6 +97,11 @@ def catalogue() -> tuple[Metric, ...]:
         for metric in loaded if isinstance(loaded, tuple) else (loaded,):
             if not isinstance(metric, Metric):
                 raise PluginError(f"metric {name!r}: {points[0].value} ({plugins.owner(points[0])}) holds no Metric")
+            if not NAME.fullmatch(metric.name):
+                raise PluginError(
+                    f"metric {name!r} of {plugins.owner(points[0])}: {metric.name!r} is no name for a metric; take letters, "
+                    "digits and _, and at most one part in angle brackets after a slash"
+                )
             if any(metric.name == other.name and {metric.kind, other.kind} != KINDS for other in found):
                 raise PluginError(
                     f"metric {name!r} of {plugins.owner(points[0])}: there is a metric {metric.name!r} already; "
@@ -142,6 +149,11 @@ def compute(
                 value = float(metric.evaluate(job) if item is None else metric.evaluate(job, item))
             except NotApplicableError as reason:
                 row["reason"] = str(reason)
+            except Exception as error:
+                if metric in CATALOGUE or isinstance(error, DivergenceError):
+                    raise
+                # What others wrote costs its own number, not the job.
+                row["reason"] = f"the plug-in's metric failed: {named(error)}"
             else:
                 if abs(value) <= LARGEST_NUMBER:
                     row["value"] = value
@@ -172,8 +184,15 @@ def alarms(
 
 
 def find(name: str, kind: str) -> Metric | None:
-    """The metric behind a name of ``results.csv`` (``ood_auroc/letters``) for a kind of task, or None."""
-    return find_in([metric for metric in catalogue() if metric.kind in ("any", kind)], name)
+    """The metric behind a name of ``results.csv`` (``ood_auroc/letters``) for a kind of task, or None.
+
+    For reading: a broken package of metrics is no obstacle.
+    """
+    try:
+        known = catalogue()
+    except PluginError:
+        known = CATALOGUE
+    return find_in([metric for metric in known if metric.kind in ("any", kind)], name)
 
 
 def find_in(known: Iterable[Metric], name: str) -> Metric | None:

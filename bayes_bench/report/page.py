@@ -34,7 +34,7 @@ from bayes_bench.analysis import (
 )
 from bayes_bench.errors import BayesBenchError, printable
 from bayes_bench.ranking import ranking
-from bayes_bench.report.charts import CHARTS, COLOURS, Chart, CriticalDifference, Look
+from bayes_bench.report.charts import CHARTS, Chart, CriticalDifference, Look
 from bayes_bench.report.tables import Comparison, claims_of, headlines, listed, number, plain_table, tables_for
 
 RANKED = ("nll", "accuracy")
@@ -102,8 +102,10 @@ def charts_for(book: Book, comparison: Comparison) -> list[Chart]:
 
 def ranks_of(book: Book) -> CriticalDifference:
     """Ranks across tasks, by NLL and by accuracy; without panels where there are too few tasks to test them."""
-    results = results_frame(book.run.records)
-    return CriticalDifference({}, book.look, tuple(ranking(results, metric) for metric in RANKED))
+    results, tasks = results_frame(book.run.records), display_tasks(book.run.records)
+    # The same data with another budget, or thinned out for a quick variant, are no other task.
+    data = {tasks[comparison_of(r)]: str((r.get("task_spec") or {}).get("data")) for r in book.run.records}
+    return CriticalDifference({}, book.look, tuple(ranking(results, metric, data) for metric in RANKED))
 
 
 def render(book: Book) -> str:
@@ -175,7 +177,6 @@ def _context(book: Book) -> dict[str, Any]:
         "thresholds": sorted({record["collapse"]["threshold"] for record in records if record.get("collapse")}),
         "claimed": any(claims_of(comparison) for comparison in book.comparisons),
         "referenced": any(comparison.reference for comparison in book.comparisons),
-        "colours": range(len(COLOURS)),
     }
 
 

@@ -290,7 +290,7 @@ def share_in_words(share: float | None) -> str:
 
 
 def plain_table(frame: pd.DataFrame) -> dict[str, Any]:
-    """Headers and rows of text for the table behind a figure."""
+    """Headers and rows of text for the table behind a figure; a row of one method has its name beside it."""
     decimals = {}
     for name in frame.columns:
         if pd.api.types.is_float_dtype(frame[name]):
@@ -302,9 +302,10 @@ def plain_table(frame: pd.DataFrame) -> dict[str, Any]:
             return str(value)
         return number(float(value), decimals[name]) if math.isfinite(value) else "–"
 
+    methods = frame["method"] if "method" in frame else [""] * len(frame)
     rows = [
-        [text(name, value) for name, value in zip(frame.columns, row, strict=True)]
-        for row in frame.itertuples(index=False, name=None)
+        {"method": method, "cells": [text(name, value) for name, value in zip(frame.columns, row, strict=True)]}
+        for method, row in zip(methods, frame.itertuples(index=False, name=None), strict=True)
     ]
     return {"headers": [str(name) for name in frame.columns], "rows": rows}
 

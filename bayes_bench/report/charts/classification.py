@@ -309,7 +309,8 @@ class Diversity(Chart):
         table = self._table(panel)
         places = list(dict.fromkeys(place for values in table.values() for place in values))
         for i, (method, values) in enumerate(table.items()):
-            x = [places.index(place) + 0.12 * (i - (len(table) - 1) / 2) for place in values]
+            apart = min(0.12, 0.8 / len(table))
+            x = [places.index(place) + apart * (i - (len(table) - 1) / 2) for place in values]
             style = self.look.line(method) | {"linestyle": "none", "markersize": 6}
             axes.plot(x, list(values.values()), **style)
         axes.xaxis.set_major_locator(FixedLocator(range(len(places))))

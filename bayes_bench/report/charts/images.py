@@ -63,8 +63,7 @@ class Gallery(Chart):
             for x, text in _headings(name):
                 axes.text(x, row * ROW + LINE - 2, text, fontsize=6.5, color=MUTED)
             for one in self._row(panel, found, row):
-                step = SIDE / max(one.pixels.shape[1:])
-                high, wide = (size * step for size in one.pixels.shape[1:])
+                wide, high = _size(one.pixels)
                 shade: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255} if len(one.pixels) == 1 else {}
                 axes.imshow(
                     one.pixels[0] if len(one.pixels) == 1 else one.pixels.transpose(1, 2, 0),
@@ -81,13 +80,14 @@ class Gallery(Chart):
 
     def svg(self, panel: str, prefix: str = "") -> str:
         """Written by hand, with one embedded image for a row: a tenth of what Matplotlib makes of it."""
-        square = f'<clipPath id="{prefix}square"><rect width="{SIDE:g}" height="{SIDE:g}"/></clipPath>'
-        parts = [square]
+        parts = []
         for row, (name, found) in enumerate(self._images(panel).items()):
             shown, strip = list(self._row(panel, found, row)), f"{prefix}{row}"
             address = _data_address(np.concatenate([one.pixels for one in shown], axis=2))
-            size = f'width="{SIDE * len(shown):g}" height="{SIDE:g}" preserveAspectRatio="none"'
-            parts.append(f'<defs><image id="{strip}" {size} href="{address}"/></defs>')
+            wide, high = _size(shown[0].pixels)
+            size = f'width="{wide * len(shown):g}" height="{high:g}" preserveAspectRatio="none"'
+            clip = f'<clipPath id="{strip}-clip"><rect width="{wide:g}" height="{high:g}"/></clipPath>'
+            parts.append(f'<defs><image id="{strip}" {size} href="{address}"/>{clip}</defs>')
             parts += [
                 f'<text x="{x:g}" y="{row * ROW + LINE - 2:g}" class="muted">{escape(text)}</text>'
                 for x, text in _headings(name)
@@ -96,7 +96,7 @@ class Gallery(Chart):
                 look = ' class="wrong"' if one.wrong else ""
                 parts.append(
                     f'<g transform="translate({one.x:g} {one.y:g})"><title>{escape(one.title)}</title>'
-                    f'<g clip-path="url(#{prefix}square)"><use href="#{strip}" x="{-i * SIDE:g}"/></g>'
+                    f'<g clip-path="url(#{prefix}{row}-clip)"><use href="#{strip}" x="{-i * wide:g}"/></g>'
                     f'<text x="{SIDE / 2:g}" y="{SIDE + 8:g}"{look}>{escape(one.label)}</text>'
                     f'<text x="{SIDE / 2:g}" y="{SIDE + 16:g}" class="muted">{one.entropy:.2f}</text></g>'
                 )
@@ -147,6 +147,12 @@ def _shown(found: Images) -> list[int]:
     count = len(found.index)
     few = min(SHOWN, count // 2)
     return [*range(few), *range(count - few, count)]
+
+
+def _size(pixels: NDArray[np.uint8]) -> tuple[float, float]:
+    """Width and height of an image in the drawing: its longer side is ``SIDE``."""
+    high, wide = pixels.shape[1:]
+    return SIDE * wide / max(high, wide), SIDE * high / max(high, wide)
 
 
 def _middle() -> float:

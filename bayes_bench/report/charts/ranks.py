@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +20,27 @@ class CriticalDifference(Chart):
     title = "Ranks across tasks"
     caption = (
         "Mean rank over the tasks, 1 is best. Thick bars join methods that cannot be told apart: their ranks differ by "
-        f"less than the critical difference (CD) of Nemenyi's test at {100 * LEVEL:g} %, or the Friedman test finds no "
-        "difference at all (Demšar, JMLR 2006)."
+        f"less than the critical difference (CD) of Nemenyi's test at {100 * LEVEL:g} %, or the test of all methods "
+        "finds no difference (Demšar, JMLR 2006)."
     )
-    width = 5.4
     by_colour = False
     reading = "nothing"
     rankings: tuple[Ranking, ...] = ()
+
+    @property
+    def width(self) -> float:  # type: ignore[override]
+        """Of one panel, by the longest names."""
+        return 2.6 + self._margins()[0] + self._margins()[1]
+
+    def _margins(self) -> tuple[float, float]:
+        """Inches for the names on the left and on the right."""
+        sides: tuple[list[int], list[int]] = ([8], [8])
+        for found in self.rankings:
+            names = [len(_short(name)) for name in found.table["method"]]
+            half = -(-len(names) // 2)
+            sides[0].extend(names[:half])
+            sides[1].extend(names[half:])
+        return 0.5 + 0.075 * max(sides[0]), 0.5 + 0.075 * max(sides[1])
 
     @property
     def height(self) -> float:  # type: ignore[override]
@@ -49,7 +64,7 @@ class CriticalDifference(Chart):
         first_line = 0.9 + 0.4 * len(found.groups)
         bottom = first_line + 1.0 * (left - 1) + 0.5
         axes.hlines(0, 1, k, color=INK, linewidth=1)
-        for tick in range(1, k + 1):
+        for tick in range(1, k + 1, 1 + (k - 1) // 12):
             axes.vlines(tick, -0.12, 0, color=INK, linewidth=1)
             axes.text(tick, -0.25, str(tick), ha="center", va="bottom", fontsize=8, color=MUTED)
         pad = 0.03 * (k - 1)
@@ -59,18 +74,20 @@ class CriticalDifference(Chart):
             end = 1 - pad if on_left else k + pad
             axes.plot([rank, rank, end], [0, y, y], color=self.look.colour(name), linewidth=1.1)
             axes.plot(rank, 0, color=self.look.colour(name), marker=self.look.marker(name), markersize=6, clip_on=False)
-            text = f"{name}  {rank:.2f}" if on_left else f"{rank:.2f}  {name}"
+            text = f"{_short(name)}  {rank:.2f}" if on_left else f"{rank:.2f}  {_short(name)}"
             x = end - pad / 2 if on_left else end + pad / 2
             axes.text(x, y, text, ha="right" if on_left else "left", va="center", fontsize=8)
         for i, group in enumerate(found.groups):
             ends = [float(ranks[names.index(name)]) for name in (group[0], group[-1])]
             axes.hlines(0.45 + 0.4 * i, ends[0] - pad / 3, ends[1] + pad / 3, color=INK, linewidth=3)
-        width = min(found.critical_difference, k - 1)
-        axes.hlines(-1.1, 1, 1 + width, color=MUTED, linewidth=1)
-        axes.vlines([1, 1 + width], -1.2, -1.0, color=MUTED, linewidth=1)
-        axes.text(1 + width + pad, -1.1, f"CD {found.critical_difference:.2f}", va="center", fontsize=8, color=MUTED)
-        margin = 0.3 * (k - 1)
-        axes.set(xlim=(1 - margin, k + margin), ylim=(bottom, -1.6))
+        if not math.isnan(found.critical_difference):
+            width = min(found.critical_difference, k - 1)
+            axes.hlines(-1.1, 1, 1 + width, color=MUTED, linewidth=1)
+            axes.vlines([1, 1 + width], -1.2, -1.0, color=MUTED, linewidth=1)
+            label = f"CD {found.critical_difference:.2f}"
+            axes.text(1 + width + pad, -1.1, label, va="center", fontsize=8, color=MUTED)
+        left_margin, right_margin = ((k - 1) * inches / 2.6 for inches in self._margins())
+        axes.set(xlim=(1 - left_margin, k + right_margin), ylim=(bottom, -1.6))
         axes.set_axis_off()
 
     def frame(self) -> pd.DataFrame:
@@ -82,3 +99,7 @@ class CriticalDifference(Chart):
 
     def _ranking(self, panel: str) -> Ranking:
         return next(ranking for ranking in self.rankings if panel == f"By {ranking.name}")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else f"{name[:27]}…"

@@ -20,6 +20,14 @@
     document.getElementById("all-methods").hidden = hiddenMethods.size === 0;
   }
 
+  // What is not in view is not laid out, so that its height is a guess: before a jump it must be known.
+  const jump = () => {
+    document.documentElement.classList.add("whole");
+    document.getElementById(location.hash.slice(1))?.scrollIntoView();
+  };
+  addEventListener("hashchange", jump);
+  if (location.hash) jump();
+
   if (toolbar) {
     toolbar.hidden = false;
     // Headers of tables stick below it.
@@ -29,7 +37,10 @@
       const button = event.target.closest("button");
       if (!button) return;
       const method = button.dataset.toggle;
-      if (method === undefined) hiddenMethods.clear();
+      if (method === undefined) {
+        hiddenMethods.clear();
+        toolbar.querySelector("button").focus(); // this one goes
+      }
       else if (!hiddenMethods.delete(method)) hiddenMethods.add(method);
       showMethods();
     });
@@ -46,7 +57,11 @@
     }
 
   // Tables --------------------------------------------------------------------------------------------------
-  const cellText = (row, column) => (row.cells[column]?.textContent ?? "").trim();
+  // Of a method its name alone, without the marker and the remarks.
+  const cellText = (row, column) => {
+    const cell = row.cells[column];
+    return (cell?.querySelector(".key")?.lastChild ?? cell)?.textContent.trim() ?? "";
+  };
 
   function compareRows(column, descending) {
     return (a, b) => {
@@ -134,10 +149,11 @@
   // As many digits as the drawing resolves, not more.
   function print(x, [, , low, high, scale]) {
     if (scale === "log") return Number(x.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
-    const finest = Math.abs(high - low) / 1000;
-    const decimals = Math.max(0, Math.min(12, -Math.floor(Math.log10(finest))));
+    const finest = Math.floor(Math.log10(Math.abs(high - low) / 1000));
+    const decimals = Math.max(0, Math.min(12, -finest));
     const digits = { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
-    return x.toLocaleString("en", digits).replace("-", "−");
+    const rounded = finest > 0 ? 10 ** finest * Math.round(x / 10 ** finest) : x;
+    return rounded.toLocaleString("en", digits).replace("-", "−");
   }
 
   function lineAt(points, x) {
