@@ -44,9 +44,8 @@ def merge(folders: Sequence[Path]) -> Run:
             origins[shown, record["key"]] = (run.folder, label)
     problems = [f"{name}: {problem}" for name, run in runs.items() for problem in run.problems]
     if twice:
-        problems.append(
-            f"{len(twice)} jobs (seeds {ranges(twice.values())}) are in several of the runs; what finished last is shown"
-        )
+        seeds = ranges(twice.values())
+        problems.append(f"{len(twice)} jobs (seeds {seeds}) are in several of the runs; what finished last is shown")
     return Run(folders[0], _description(runs, labels), tuple(records.values()), tuple(problems), origins)
 
 

@@ -187,16 +187,10 @@ def suite_page(name: str) -> str:
     parts = [f"# {name}\n\n{suite.description}\n\n```bash\nbayes-bench run {name}\n```\n"]
     parts.append(_facts(suite))
     for task in suite.tasks:
-        data = ", ".join(f"{key} {value}" for key, value in _plain(task.data).items())
         facts = [
-            ["data", f"{task.title}: {data}"],
-            ["network", ", ".join(f"{key} {value}" for key, value in _plain(task.network).items())],
-            [
-                "likelihood",
-                ", ".join(
-                    f"{value}" if key == "name" else f"{key} {value}" for key, value in _plain(task.likelihood).items()
-                ),
-            ],
+            ["data", f"{task.title}: {_words(task.data)}"],
+            ["network", _words(task.network)],
+            ["likelihood", _words(task.likelihood)],
             ["prior", f"N(0, {task.prior.std}²), scaling {task.prior.scaling}"],
             ["budget per job", f"{task.budget:,} gradient evaluations"],
             ["out of distribution", ", ".join(spec.name for spec in task.ood) or "none"],
@@ -215,9 +209,10 @@ def suite_page(name: str) -> str:
     return "".join(parts)
 
 
-def _plain(spec: Any) -> dict[str, Any]:
-    content = spec if isinstance(spec, dict) else spec.model_dump(mode="json", exclude_none=True)
-    return dict(content)
+def _words(spec: Any) -> str:
+    """A part of a task as its file has it, in one line."""
+    content = spec.model_dump(mode="json", exclude_none=True)
+    return ", ".join(str(value) if key in ("name", "source") else f"{key} {value}" for key, value in content.items())
 
 
 def _facts(suite: SuiteSpec) -> str:

@@ -99,8 +99,8 @@ def catalogue() -> tuple[Metric, ...]:
                 raise PluginError(f"metric {name!r}: {points[0].value} ({plugins.owner(points[0])}) holds no Metric")
             if not NAME.fullmatch(metric.name):
                 raise PluginError(
-                    f"metric {name!r} of {plugins.owner(points[0])}: {metric.name!r} is no name for a metric; take letters, "
-                    "digits and _, and at most one part in angle brackets after a slash"
+                    f"metric {name!r} of {plugins.owner(points[0])}: {metric.name!r} is no name for a metric; take "
+                    "letters, digits and _, and at most one part in angle brackets after a slash"
                 )
             if any(metric.name == other.name and {metric.kind, other.kind} != KINDS for other in found):
                 raise PluginError(
