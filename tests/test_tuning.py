@@ -14,7 +14,7 @@ import torch
 from fake_methods import Tiny, TinyConfig
 from runs import CURVE, DIGITS, point, register_fakes, suite
 
-from bayes_bench import MethodConfig, Range, cli, execution, metrics, registry, setting, tasks, tuning
+from bayes_bench import MethodConfig, Range, cli, execution, metrics, plugins, registry, setting, tasks, tuning
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.jobs import Override, plan
 from bayes_bench.settings import search_space
@@ -40,9 +40,10 @@ class Tunable(Tiny):
 def methods(monkeypatch: pytest.MonkeyPatch) -> None:
     register_fakes(monkeypatch)
     # Read once: looking through all that is installed takes longer than a trial.
-    points = {group: list(registry.entry_points(group=group)) for group in (registry.METHODS, registry.CONFIGS)}
-    points[registry.METHODS].append(point("tunable", Tunable))
-    monkeypatch.setattr(registry, "entry_points", lambda group: points[group])
+    groups = (plugins.METHODS, plugins.CONFIGS, plugins.METRICS)
+    points = {group: list(plugins.entry_points(group=group)) for group in groups}
+    points[plugins.METHODS].append(point("tunable", Tunable))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points[group])
 
 
 def search(spec: SuiteSpec | None = None, **options: Any) -> tuning.Search:

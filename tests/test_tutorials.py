@@ -1,4 +1,4 @@
-"""Every tutorial is executed, block by block, in an empty folder."""
+"""Every tutorial is executed, block by block, in an empty folder. Slow: two minutes; CI runs them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ TUTORIALS = Path(__file__).resolve().parent.parent / "docs" / "tutorials"
 BLOCK = re.compile(r'^```(python|bash|toml)(?: title="([^"]+)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", sorted(path.name for path in TUTORIALS.glob("*.md")))
 def test_a_tutorial_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
