@@ -137,7 +137,7 @@ class Gallery(Chart):
             if found.truth is not None:
                 title += f", truth {classes[found.truth[i]]}"
             label = f"✗ {predicted}" if wrong else predicted
-            label = label if len(label) <= 8 else f"{label[:7]}…"
+            label = label if len(label) <= 7 else f"{label[:6]}…"
             entropy = float(found.entropy[i])
             yield Shown(x, row * ROW + LINE, found.pixels[i], label, entropy, f"{title}, {entropy:.3f} nats", wrong)
 
