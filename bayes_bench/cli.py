@@ -654,6 +654,8 @@ def _method_rows() -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, method in registry.inspect_methods().items():
         summary = f"BROKEN: {method.error}" if method.error else _first_line(registry.config_class(name).__doc__)
+        if method.needs:
+            summary += f" Needs: pip install '{method.needs}'."
         rows.append([name, summary, method.owner])
     return ["method", "what it is", "from"], rows
 

@@ -41,12 +41,14 @@ class RegisteredMethod:
         owner: distribution and version that registered it, e.g. ``"bayes-bench 0.1.0"``.
         value: the object the entry point names, ``"module:Class"``.
         error: why the method cannot be used; empty where nothing is known to be wrong.
+        needs: an optional package that is not installed, as ``pip install`` takes it; empty where all is there.
     """
 
     name: str
     owner: str
     value: str
     error: str = ""
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,13 @@ def inspect_methods() -> dict[str, RegisteredMethod]:
     """Like ``methods``, but imports the settings of each, so that broken plug-ins are found and listed as such."""
     found = {}
     for name, entry in methods().items():
-        error = entry.error
+        error, needs = entry.error, ""
         if not error:
             try:
-                _check_requirements(name, config_class(name))
+                needs = _missing(config_class(name))
             except PluginError as problem:
                 error = str(problem)
-        found[name] = RegisteredMethod(name, entry.owner, entry.value, error)
+        found[name] = RegisteredMethod(name, entry.owner, entry.value, error, needs)
     return found
 
 
@@ -138,8 +140,9 @@ def method_class(name: str) -> type[WeightPosterior]:
     if name in _from_files:
         return _from_files[name][1]
     point = _entry(name)
-    if point.name in by_name(CONFIGS):  # before the method is imported, which may need what is not there
-        _check_requirements(name, config_class(name))
+    # Before the method is imported, which may need what is not there.
+    if point.name in by_name(CONFIGS) and (package := _missing(config_class(name))):
+        raise PluginError(f"method {name!r} needs a package that is not installed: pip install {package!r}")
     loaded = load(point, f"method {name!r}", REMEDY)
     if not (isinstance(loaded, type) and issubclass(loaded, WeightPosterior)):
         raise PluginError(f"method {name!r}: {point.value} ({owner(point)}) is not a subclass of WeightPosterior")
@@ -152,10 +155,9 @@ def method_class(name: str) -> type[WeightPosterior]:
     return loaded
 
 
-def _check_requirements(name: str, config: type[MethodConfig]) -> None:
-    for module, package in config.requires.items():
-        if find_spec(module) is None:
-            raise PluginError(f"method {name!r} needs {module}, which is not installed: pip install {package!r}")
+def _missing(config: type[MethodConfig]) -> str:
+    """The first package that a method requires and that is not installed."""
+    return next((package for module, package in config.requires.items() if find_spec(module) is None), "")
 
 
 def config_class(name: str) -> type[MethodConfig]:
