@@ -101,6 +101,10 @@ def compare_runs(before: Run, after: Run, wanted: Mapping[str, Sequence[str]] | 
     common = [place for place in sides[0] if place in sides[1]]
     if not common:
         raise UsageError(f"{before.folder} and {after.folder} have finished no task with the same method")
+    known = _known([r for place in common for r in sides[0][place]], [r for place in common for r in sides[1][place]])
+    for name in () if isinstance(wanted, Mapping) else wanted:
+        if not _matching(name, known):
+            raise UsageError(unknown_name("metric", name, known))
     problems = [*before.problems, *after.problems]
     changes: list[Change] = []
     for place in common:
@@ -110,13 +114,9 @@ def compare_runs(before: Run, after: Run, wanted: Mapping[str, Sequence[str]] | 
             list(_evidence(run, side, same_data, problems)) for run, side in zip((before, after), records, strict=True)
         ]
         names = wanted if not isinstance(wanted, Mapping) else wanted[str(records[0][0].get("kind"))]
-        changes += [
-            change for name in _expand(names, jobs) if (change := _change(place, name, jobs[0], jobs[1])) is not None
-        ]
-    for name in () if isinstance(wanted, Mapping) else wanted:
-        known = _in_both(common, sides)
-        if not any(one == name or (name.endswith("<set>") and one.startswith(name[:-5])) for one in known):
-            raise UsageError(unknown_name("metric", name, known))
+        here = _known(*records)
+        metrics = dict.fromkeys(metric for name in names for metric in _matching(name, here))
+        changes += [change for metric in metrics if (change := _change(place, metric, *jobs)) is not None]
     return Comparison(
         tuple(changes),
         tuple(_differing(common, sides)),
@@ -126,10 +126,16 @@ def compare_runs(before: Run, after: Run, wanted: Mapping[str, Sequence[str]] | 
     )
 
 
-def _in_both(places: Iterable[Place], sides: Sequence[Mapping[Place, Sequence[Mapping[str, Any]]]]) -> set[str]:
-    """Names of the metrics that both runs know for what they have in common."""
-    found = [{row["name"] for place in places for r in side[place] for row in r["metrics"]} for side in sides]
-    return found[0] & found[1]
+def _known(*sides: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the metrics that the records of both sides have, sorted."""
+    found = [{row["name"] for record in side for row in record["metrics"]} for side in sides]
+    return sorted(set.intersection(*found))
+
+
+def _matching(name: str, known: Iterable[str]) -> list[str]:
+    """The metric of that name, or with ``<set>`` at its end those of every set."""
+    stem = name.removesuffix("<set>")
+    return [one for one in known if one == name or (stem != name and one.startswith(stem))]
 
 
 def _finished(run: Run) -> dict[Place, list[dict[str, Any]]]:
@@ -149,17 +155,6 @@ def _evidence(run: Run, records: Iterable[dict[str, Any]], same_data: bool, prob
         except DataError as error:
             problems.append(str(error))
             yield Evidence(record, {})
-
-
-def _expand(names: Iterable[str], jobs: Sequence[Sequence[Evidence]]) -> list[str]:
-    """Names of metrics that both runs have, ``<set>`` replaced by each of theirs."""
-    known = [{row["name"] for job in side for row in job.record["metrics"]} for side in jobs]
-    both = sorted(known[0] & known[1])
-    found: dict[str, None] = {}
-    for name in names:
-        stem = name.removesuffix("<set>")
-        found |= dict.fromkeys(one for one in both if one == name or (stem != name and one.startswith(stem)))
-    return list(found)
 
 
 def _change(place: Place, name: str, before: Sequence[Evidence], after: Sequence[Evidence]) -> Change | None:

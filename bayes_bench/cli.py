@@ -798,7 +798,7 @@ def data_verify(names: tuple[str, ...], data_root: Path | None) -> int:
     return 0 if good else 1
 
 
-# compare, verify, rerun --------------------------------------------------------------------------------------------
+# compare, verify, rerun -----------------------------------------------------------------------------------
 
 
 @cli.command()

@@ -26,25 +26,25 @@ def merge(folders: Sequence[Path]) -> Run:
         raise UsageError("a run folder is given twice; give each once")
     runs = dict(zip(_short_names(folders), map(load_run, folders), strict=True))
     several = _ambiguous(runs)
-    records: dict[tuple[str, int], dict[str, Any]] = {}
+    records: dict[tuple[str, str, int], dict[str, Any]] = {}
     origins: dict[tuple[str, str], tuple[Path, str]] = {}
-    labels: dict[tuple[str, str], str] = {}
-    twice: dict[tuple[str, int], int] = {}
+    labels: dict[tuple[str, str, str], str] = {}
+    twice: set[tuple[str, str, int]] = set()
     for name, run in runs.items():
         for record in run.records:
             label = record["label"]
             shown = f"{label} ({name})" if (comparison_of(record), label) in several else label
-            labels[name, record["key"]] = shown
-            place = (shown + variant_of(record), record["seed"])
+            labels[name, label, record["key"]] = shown
+            place = (shown, variant_of(record), record["seed"])
             if place in records:
-                twice[place] = record["seed"]
+                twice.add(place)
                 if _worth(records[place]) > _worth(record):
                     continue
             records[place] = record | {"label": shown, "claimed_as": label}
             origins[shown, record["key"]] = (run.folder, label)
     problems = [f"{name}: {problem}" for name, run in runs.items() for problem in run.problems]
     if twice:
-        seeds = ranges(twice.values())
+        seeds = ranges(seed for _, _, seed in twice)
         problems.append(f"{len(twice)} jobs (seeds {seeds}) are in several of the runs; what finished last is shown")
     return Run(folders[0], _description(runs, labels), tuple(records.values()), tuple(problems), origins)
 
@@ -76,13 +76,13 @@ def _stem(label: str) -> str:
     return label.partition(" (")[0]
 
 
-def _description(runs: dict[str, Run], labels: dict[tuple[str, str], str]) -> dict[str, Any]:
+def _description(runs: dict[str, Run], labels: dict[tuple[str, str, str], str]) -> dict[str, Any]:
     """What a page needs of ``run.json``: the order of methods, the planned jobs, and the commands."""
     jobs, methods = {}, []
     for name, run in runs.items():
         methods += [str(label) for label in run.description.get("methods") or ()]
         for job in run.description.get("jobs") or ():
-            shown = labels.get((name, job["key"]), job["label"])
+            shown = labels.get((name, job["label"], job["key"]), job["label"])
             jobs[shown, job["key"]] = job | {"label": shown}
     shown = dict.fromkeys([*labels.values(), *(job["label"] for job in jobs.values())])
     planned = list(dict.fromkeys(methods))

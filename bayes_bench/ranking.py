@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+from bayes_bench.errors import counted
 
 MIN_SEEDS = 5
 MIN_TASKS = 6
@@ -77,20 +80,23 @@ def ranking(results: pd.DataFrame, metric: str = "nll", data: Mapping[str, str] 
     if table.shape[1] < 2 or table.empty:
         reason = "fewer than two methods finished the same jobs"
         return Ranking(metric, _table(table.iloc[:0]), left_out=left_out, declined=reason)
-    sources = table.index.get_level_values("task").map(lambda task: (data or {}).get(task, task))
-    tasks, seeds = sources.nunique(), int(table.groupby(level=["suite", "task"]).size().min())
+
+    def sources(index: pd.Index[Any]) -> pd.Index[Any]:
+        """The data of every row."""
+        return index.get_level_values("task").map(lambda task: (data or {}).get(task, task))
+
+    tasks, seeds = sources(table.index).nunique(), int(table.groupby(level=["suite", "task"]).size().min())
     if tasks < MIN_TASKS and seeds < MIN_SEEDS:
-        there = f"{_count(tasks, 'task')} and {_count(seeds, 'seed')} that all finished"
+        there = f"{counted(tasks, 'task')} and {counted(seeds, 'seed')} that all finished"
         needed = f"a ranking across tasks needs at least {MIN_TASKS} tasks or {MIN_SEEDS} seeds"
         return Ranking(metric, _table(table.iloc[:0]), tasks, left_out=left_out, declined=f"{there}; {needed}")
     ascending = not rows["higher_is_better"].iloc[0]
     if tasks < MIN_TASKS:
         ranks = table.rank(axis=1, ascending=ascending)
-        over = f"{len(ranks)} results (seeds of {_count(tasks, 'task')})"
+        over = f"{len(ranks)} results (seeds of {counted(tasks, 'task')})"
         return Ranking(metric, _table(ranks), tasks, over, left_out)
     by_task = table.groupby(level=["suite", "task"]).mean().rank(axis=1, ascending=ascending)
-    of_data = by_task.index.get_level_values("task").map(lambda task: (data or {}).get(task, task))
-    ranks = by_task.groupby(of_data).mean().rank(axis=1)
+    ranks = by_task.groupby(sources(by_task.index)).mean().rank(axis=1)
     test, p_value = _test(ranks)
     apart = nemenyi(ranks.shape[1], tasks) if ranks.shape[1] > 2 else math.nan
     least = math.inf if p_value >= LEVEL else 0.0 if math.isnan(apart) else apart
@@ -137,7 +143,3 @@ def _groups(table: pd.DataFrame, apart: float) -> tuple[tuple[str, ...], ...]:
         if last > first and (not found or last > found[-1][1]):
             found.append((first, last))
     return tuple(tuple(names[first : last + 1]) for first, last in found)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -43,7 +43,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     nav = {name: pages for entry in config.nav or [] for name, pages in entry.items()}
     nav["Methods"] = [
         {"Overview": "methods.md"},
-        *({name: "hypergan.md" if name == "hypergan" else f"methods/{name}.md"} for name in FIRST),
+        *({name: _page_of(name)} for name in FIRST),
     ]
     nav["Suites"] = [{"Overview": "suites.md"}, *({name: f"suites/{name}.md"} for name in shipped_suites())]
     config.nav = [{name: pages} for name, pages in nav.items()]
@@ -52,7 +52,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = {page: (ROOT / file).read_text(encoding="utf-8") for page, file in ELSEWHERE.items()}
-    made |= {f"methods/{name}.md": method_page(name) for name in FIRST if name != "hypergan"}
+    made |= {_page_of(name): method_page(name) for name in FIRST if name != "hypergan"}
     made |= {f"suites/{name}.md": suite_page(name) for name in shipped_suites()}
     for page, content in made.items():
         files.append(File.generated(config, page, content=content))
@@ -109,15 +109,23 @@ def _place(file: Path) -> str:
 # Methods --------------------------------------------------------------------------------------------------
 
 
+def _page_of(name: str) -> str:
+    return "hypergan.md" if name == "hypergan" else f"methods/{name}.md"
+
+
+def _idea(name: str) -> str:
+    """The first paragraph of its settings' docstring."""
+    return " ".join((getdoc(registry.config_class(name)) or "").split("\n\n")[0].split())
+
+
 def method_page(name: str) -> str:
     """What the code says of a method, what docs/methods.md says, its settings and its measured numbers."""
     config = registry.config_class(name)
-    idea = " ".join((getdoc(config) or "").split("\n\n")[0].split())
     text = _sections((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"))[name]
     text = text.replace("](", "](../").replace("](../http", "](http")
     source = f"\n\n**Source**: {config.reference}.\n" if config.reference and "**Source.**" not in text else ""
     settings = settings_table(name)
-    return f"# {name}\n\n{idea}\n\n{text}{source}\n\n## Settings\n\n{settings}{results_of(name)}"
+    return f"# {name}\n\n{_idea(name)}\n\n{text}{source}\n\n## Settings\n\n{settings}{results_of(name)}"
 
 
 def settings_table(name: str) -> str:
@@ -147,10 +155,9 @@ def results_of(name: str) -> str:
                 )
                 if metric in row and pd.notna(row[metric])
             ]
-            page = f"../../reports/reference/{folder.name}/report.html"
+            home = posixpath.dirname(f"docs/{_page_of(name)}")
+            page = posixpath.relpath(f"reports/reference/{folder.name}/report.html", home)
             lines.append([f"[{task}]({page})", str(int(row["seeds"])), "; ".join(shown)])
-    if name == "hypergan":
-        lines = [[cell.replace("../../", "../") for cell in line] for line in lines]
     if not lines:
         return ""
     return "\n\n## Measured\n\n" + _table(["task", "seeds", "accuracy and ECE in %, mean ± std over seeds"], lines)
@@ -165,11 +172,7 @@ def _printed(row: Any, metric: str, scale: float, decimals: int) -> str:
 def _overview(markdown: str) -> str:
     """docs/methods.md without its sections, which have pages of their own here."""
     head = markdown.partition("\n## ")[0]
-    rows = []
-    for name in FIRST:
-        doc = " ".join((getdoc(registry.config_class(name)) or "").split("\n\n")[0].split())
-        page = "hypergan.md" if name == "hypergan" else f"methods/{name}.md"
-        rows.append([f"[`{name}`]({page})", doc])
+    rows = [[f"[`{name}`]({_page_of(name)})", _idea(name)] for name in FIRST]
     return f"{head}\n\n{_table(['method', 'idea'], rows)}"
 
 

@@ -217,6 +217,20 @@ def test_a_job_that_is_in_both_counts_once(tmp_path: Path) -> None:
     assert merge([second, first]).records[0]["finished"][:7] == "2026-02"
 
 
+def test_labels_that_share_a_key_stay_apart(tmp_path: Path) -> None:
+    """Two labels of one method with the same settings have the same key."""
+    first, second = tmp_path / "a", run(tmp_path / "b", ["map"])
+    made = [make_job(replace(METHODS["ensemble"], label=label), 0, **SMALL) for label in ("one", "two")]
+    records = [record | {"key": "0" * 64} for record, _ in made]
+    for record, (_, predictions) in zip(records, made, strict=True):
+        write_job(first, record, predictions)
+    write_plan(first, records)
+    merged = merge([first, second])
+    assert merged.description["methods"] == ["one", "two", "map"]
+    assert len(merged.description["jobs"]) == 5
+    assert merged.missing() == []
+
+
 def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     folders = [tmp_path / "x" / "run", tmp_path / "y" / "run"]
     for i, folder in enumerate(folders):

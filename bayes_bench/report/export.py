@@ -64,6 +64,11 @@ def export(run: Run | Path | str, folder: Path) -> list[Path]:
     run = run if isinstance(run, Run) else load_run(run)
     book = open_book(run)
     texts: dict[str, str] = {}
+
+    def add(chart: Chart, *task: str) -> None:
+        name = _file_name(texts, *task, chart.title)
+        texts.update({f"{name}.svg": drawing(chart), f"{name}.data.csv": report.csv(chart.frame())})
+
     for comparison in book.comparisons:
         for table in tables_for(comparison):
             name = _file_name(texts, comparison.name, table.caption)
@@ -71,11 +76,9 @@ def export(run: Run | Path | str, folder: Path) -> list[Path]:
             texts |= {f"{name}.csv": _csv(table), f"{name}.md": markdown(table, title)}
             texts[f"{name}.tex"] = latex(table, title, name)
         for chart in charts_for(book, comparison):
-            name = _file_name(texts, comparison.name, chart.title)
-            texts |= {f"{name}.svg": drawing(chart), f"{name}.data.csv": report.csv(chart.frame())}
+            add(chart, comparison.name)
     if (ranks := ranks_of(book)).panels():
-        name = _file_name(texts, ranks.title)
-        texts |= {f"{name}.svg": drawing(ranks), f"{name}.data.csv": report.csv(ranks.frame())}
+        add(ranks)
     if not texts:
         raise UsageError(f"{run.folder} has no finished job; there is nothing to export")
     store.make_folder(folder)

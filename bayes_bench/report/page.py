@@ -32,7 +32,7 @@ from bayes_bench.analysis import (
     results_frame,
     variant_of,
 )
-from bayes_bench.errors import BayesBenchError, printable
+from bayes_bench.errors import BayesBenchError, counted, printable
 from bayes_bench.ranking import ranking
 from bayes_bench.report.charts import CHARTS, Chart, CriticalDifference, Look
 from bayes_bench.report.tables import Comparison, claims_of, headlines, listed, number, plain_table, tables_for
@@ -185,13 +185,13 @@ def _facts(book: Book, failed: Sequence[Any], missing: Sequence[str]) -> list[st
     seeds = sorted({record["seed"] for record in records})
     facts = []
     if records:
-        facts.append(_count(len(book.look.methods), "method"))
-        facts.append(_count(len(book.comparisons), "task"))
-        facts.append(f"{_count(len(seeds), 'seed')} ({ranges(seeds)})")
+        facts.append(counted(len(book.look.methods), "method"))
+        facts.append(counted(len(book.comparisons), "task"))
+        facts.append(f"{counted(len(seeds), 'seed')} ({ranges(seeds)})")
         facts += _budgets(book)
     done = len(records) - len(failed)
     planned = len(records) + len(missing)
-    facts.append(f"{done} of {_count(planned, 'job')} finished")
+    facts.append(f"{done} of {counted(planned, 'job')} finished")
     if dates := sorted(str(record["finished"])[:10] for record in records if record.get("finished")):
         facts.append(dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}")
     return facts
@@ -369,10 +369,6 @@ def _mixed_code(book: Book) -> list[str]:
         if len(cores) > 1:
             found.append(f"{comparison.name}: the methods were run with different versions of the library's code")
     return found
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def without_figures(html: str) -> str:
