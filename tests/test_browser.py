@@ -93,6 +93,15 @@ def test_methods_are_sorted_by_their_names(opened: Opened) -> None:
     assert opened.rows() == sorted(METHODS)
 
 
+def test_the_keyboard_stops_only_at_tables_that_scroll(opened: Opened) -> None:
+    page, region = opened.page, opened.page.locator(".scroll:has(table.results)").first
+    region.scroll_into_view_if_needed()
+    for width, scrolls in ((1600, False), (360, True)):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_function("([e, on]) => (e.tabIndex === 0) === on", arg=[region.element_handle(), scrolls])
+        assert region.evaluate("e => e.scrollWidth > e.clientWidth") is scrolls
+
+
 def test_values_are_rounded_to_what_a_drawing_shows(opened: Opened) -> None:
     drawing = opened.page.locator("figure", has_text="Quality against cost").first.locator("svg[data-reading]").first
     drawing.scroll_into_view_if_needed()

@@ -321,8 +321,9 @@ def test_more_methods_than_colours(tmp_path):
     write_plan(tmp_path, [record for record, _ in made])
     _, parsed = render(tmp_path)
     look = Look(tuple(method.label for method in methods))
-    looks = [(look.colour(m), str(look.line(m)["linestyle"])) for m in look.methods]
-    assert len(set(looks)) == 10
+    assert len({(look.colour(m), str(look.line(m)["linestyle"])) for m in look.methods}) == 10
+    assert len({(look.colour(m), look.marker(m)) for m in look.methods}) == 10
+    assert len({(look.variable(m), look.glyph(m)) for m in look.methods}) == 10
     assert "ensemble-09" in parsed.words
 
 

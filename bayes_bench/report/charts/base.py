@@ -93,14 +93,19 @@ class Look:
     def variable(self, method: str) -> str:
         return VARIABLES[self.colour(method)]
 
+    def shape(self, method: str) -> int:
+        """Index of its marker; one further every eight methods, so that no two share both colour and shape."""
+        index = self.index(method)
+        return (index + index // len(COLOURS)) % len(MARKERS)
+
     def marker(self, method: str) -> str:
-        return MARKERS[self.index(method) % len(MARKERS)]
+        return MARKERS[self.shape(method)]
 
     def glyph(self, method: str) -> str:
-        return GLYPHS[self.index(method) % len(GLYPHS)]
+        return GLYPHS[self.shape(method)]
 
     def line(self, method: str) -> dict[str, Any]:
-        """Keyword arguments of ``Axes.plot``; beyond eight methods the dash tells them apart."""
+        """Keyword arguments of ``Axes.plot``; beyond eight methods, where colours come again, the dash is another."""
         dash = DASHES[self.index(method) // len(COLOURS) % len(DASHES)]
         return {"color": self.colour(method), "linestyle": dash, "marker": self.marker(method), "gid": self.gid(method)}
 

@@ -151,7 +151,7 @@ class QualityCost(Chart):
         "Test NLL (lower is better) against gradient evaluations of the target network; against training seconds, "
         "which also count discriminators, flows and generators; against the seconds that 1,000 predictions take with "
         "all networks; and against the parameters that are stored. Dots: mean over seeds, bars: standard deviation; "
-        "dotted: the Pareto front, methods that no other beats in both."
+        "dotted: the Pareto front, methods that no other beats in both (of all methods, hidden ones too)."
     )
     width = 2.6
     height = 2.4

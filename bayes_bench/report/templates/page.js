@@ -111,6 +111,12 @@
     });
   }
 
+  // The keyboard stops only at tables that it can scroll.
+  const regions = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1;
+  });
+  for (const region of all(".scroll")) regions.observe(region);
+
   for (const table of all("main table")) {
     if (!table.tHead || table.tBodies[0].rows.length < 2) continue;
     makeSortable(table);
