@@ -56,6 +56,7 @@ TUNING_HEADLINES = (
 BEST_TRIALS = 5
 MOST_CLAIMS = 12
 """Published numbers that are printed after a run; more are on the page and in published.csv."""
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def stdout() -> Console:
@@ -236,6 +237,7 @@ def table(
     never broken: what they hold is to be copied.
     """
     made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    made.caption_justify = "left"
     for index, header in enumerate(headers):
         justify: Literal["left", "right"] = "right" if index >= numbers_from else "left"
         made.add_column(escape(header), justify=justify, overflow="fold", no_wrap=index < whole)
@@ -289,16 +291,21 @@ def published_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
     shares = {names[comparison_of(record)]: share_in_words(budget_share(record)) for record in records}
     tables = []
     for task, group in frame.groupby("task", sort=False):
+        found = claims(group)
+        notes = dict.fromkeys(claim.note for claim in found if claim.note)
+        marks = {note: str(i).translate(SUPERSCRIPTS) for i, note in enumerate(notes, 1)}
         rows = [
-            [claim.method, claim.metric, claim.measured, claim.seeds, claim.published, claim.difference, claim.source]
-            for claim in claims(group)
+            [c.method, c.metric, c.measured, c.seeds, c.published, c.difference, c.source + marks.get(c.note, "")]
+            for c in found
         ]
         share = shares[str(task)]
         title = f"{task} beside published numbers (claims)" + (
             f"; ours had {share} the suite's budget" if share else ""
         )
         headers = ["method", "metric", "ours", "seeds", "published", "difference", "source"]
-        tables.append(table(headers, rows, title=title))
+        made = table(headers, rows, title=title)
+        made.caption = escape("\n".join(printable(f"{mark} {note}") for note, mark in marks.items()))
+        tables.append(made)
     return tables
 
 

@@ -57,6 +57,12 @@ CLASSIFICATION = (
     Column("disagreement", "disagreement %", 100, 2),
     Column("total_variation/<set>", "total variation <set>"),
 )
+COST = (
+    Column("evaluations_spent", "gradient evaluations", 1, 0),
+    Column("fit_seconds", "training, s", 1, 0),
+    Column("predict_seconds_per_1000", "1,000 predictions, s"),
+    Column("parameters_stored", "parameters stored", 1, 0),
+)
 REGRESSION = (
     Column("nll", "NLL", 1, 3),
     Column("rmse", "RMSE inside"),
@@ -114,17 +120,25 @@ def references(folder: Path = REFERENCE) -> dict[str, Reference]:
 
 
 def task_table(reference: Reference, task: str) -> str:
-    """One row per method, mean ± standard deviation over seeds, and below what budget it was."""
+    """One row per method, mean ± standard deviation over seeds, and below what budget and floor there were."""
     rows = reference.rows(task)
     known = CLASSIFICATION if "accuracy" in rows and rows["accuracy"].notna().any() else REGRESSION
-    columns = [column for pattern in known for column in _expanded(pattern, rows)]
+    return f"{_rows_table(rows, known)}\n\n{_budget(reference, task)}{_floors(rows)}"
+
+
+def cost_table(reference: Reference, task: str) -> str:
+    """What each method cost, one row per method."""
+    return _rows_table(reference.rows(task), COST)
+
+
+def _rows_table(rows: pd.DataFrame, patterns: Sequence[Column]) -> str:
+    columns = [column for pattern in patterns for column in _expanded(pattern, rows)]
     decimals = {c.metric: _decimals(c, rows[c.metric]) for c in columns}
     lines = [
         [f"`{row['method']}`", *(_cell(row, c, decimals[c.metric]) for c in columns), str(row["seeds"])]
         for row in rows.to_dict("records")
     ]
-    table = _markdown(["method", *(column.header for column in columns), "seeds"], lines)
-    return f"{table}\n\n{_budget(reference, task)}"
+    return _markdown(["method", *(column.header for column in columns), "seeds"], lines)
 
 
 def claims_table(reference: Reference) -> str:
@@ -149,7 +163,8 @@ def folder_tables(reference: Reference) -> str:
     """All tables of a folder."""
     parts = []
     for task in reference.tasks:
-        parts += [f"**{task}**: {reference.spec(task)['title']}", task_table(reference, task)]
+        title = f"**{task}**: {reference.spec(task)['title']}"
+        parts += [title, task_table(reference, task), cost_table(reference, task)]
     if table := claims_table(reference):
         parts.append(table)
     return "\n\n".join(parts)
@@ -190,7 +205,7 @@ def _cell(row: Mapping[Any, Any], column: Column, decimals: int) -> str:
     mean, std = row[column.metric] * column.scale, row.get(f"{column.metric} std", np.nan) * column.scale
     if not np.isfinite(mean):
         return "–"
-    text = f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if np.isfinite(std) else "")
+    text = f"{mean:,.{decimals}f}" + (f" ± {std:,.{decimals}f}" if std > 0 or (std == 0 and decimals) else "")
     return text.replace("-", "−")
 
 
@@ -200,7 +215,16 @@ def _budget(reference: Reference, task: str) -> str:
     share = _share(reference, task)
     short = f", **{share} the suite's budget** of {reference.spec(task)['budget']:,}" if share else ""
     total = round(_total(reference, task))
-    return f"Budget: {total:,} gradient evaluations per job{short}. Mean ± standard deviation over seeds."
+    several = reference.rows(task)["seeds"].max() > 1
+    over = "Mean ± standard deviation over training seeds." if several else "One training seed."
+    return f"Budget: {total:,} gradient evaluations per job{short}. {over}"
+
+
+def _floors(rows: pd.DataFrame) -> str:
+    """What the mean intensity of an image alone reaches where methods have an AUROC."""
+    floors = _expanded(Column("mean_intensity_auroc/<set>", "<set>"), rows)
+    reached = ", ".join(f"{rows[c.metric].mean():.3f} ({c.header})" for c in floors)
+    return f" AUROC of the mean intensity of an image, without any network: {reached}." if reached else ""
 
 
 def _share(reference: Reference, task: str) -> str:

@@ -366,9 +366,12 @@ def test_published_numbers_stand_beside_ours(call, suite_file: str, tmp_path: Pa
     with (tmp_path / "my.toml").open("a") as file:
         for method, value in (("tiny", 3.5), ("vi", 2.5)):
             file.write(f'[[tasks.published]]\nmethod = "{method}"\nmetric = "rmse"\nvalue = {value}\nsource = "Them"\n')
+        file.write('note = "recalled"\n')
     outcome = call(*arguments)
     assert "already finished" in outcome.err
     assert "curve beside published numbers (claims)" in outcome.out
+    assert outcome.out.count("Them") == outcome.out.count("Them¹") + 1
+    assert "¹ recalled" in outcome.out
     ours, theirs = list(csv.DictReader((tmp_path / "run/published.csv").open()))
     values = [
         row["value"]

@@ -309,6 +309,9 @@ def test_a_classification_job_has_every_metric():
         "weight_cosine/all",
     } <= rows.keys()
     assert {"val_nll", "val_ood_auroc/letters-kt", "mean_intensity_auroc/letters", "evaluations_unspent"} <= rows.keys()
+    same = predictions | {"ood/letters/log_probs": predictions["validation_ood/letters-kt/log_probs"]}
+    for name in ("disagreement", "total_variation"):
+        assert rows[f"val_{name}/letters-kt"]["value"] == rows_of(record, same)[f"{name}/letters"]["value"] > 0
     assert "rmse" not in rows
     json.dumps(list(rows.values()), allow_nan=False)
     logs = metrics.normalise(predictions["test/log_probs"])
