@@ -758,7 +758,7 @@ def data_list(data_root: Path | None) -> None:
             entry.name,
             entry.found.state,
             machine.size_in_words(entry.bytes) if entry.found.present else "",
-            str(entry.files.folder),
+            str(entry.found.folder or entry.files.folder),
             ", ".join(entry.suites),
             entry.files.licence,
         ]

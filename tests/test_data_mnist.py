@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from bayes_bench import data
-from bayes_bench.data import idx, idx_set, mnist, notmnist
+from bayes_bench.data import catalogue, idx, idx_set, mnist, notmnist
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.suite import OODSpec, SourceSpec
 
@@ -223,6 +223,28 @@ def test_notmnist_that_looks_otherwise_is_refused(letters_beside: Path) -> None:
         data.load_inputs(NOTMNIST, letters_beside, data.load_split(SMALL, letters_beside))
 
 
+@pytest.mark.parametrize("shape", [(), (0, 28, 28), (3, 32, 32)])
+def test_notmnist_of_another_shape_is_refused(shape: tuple[int, ...], letters_beside: Path) -> None:
+    (letters_beside / notmnist.FOLDER / notmnist.FILE).write_bytes(idx_bytes(np.zeros(shape, np.uint8)))
+    with pytest.raises(DataError, match=r"not images of 28×28; delete it and fetch notMNIST again"):
+        data.load_inputs(NOTMNIST, letters_beside, data.load_split(SMALL, letters_beside))
+
+
+def test_a_header_that_claims_more_than_there_is(small_mnist: Path) -> None:
+    path = small_mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + 3 * b"\xff\xff\xff\xff" + content[16:])
+    with pytest.raises(DataError, match=r"is truncated: .* bytes where its header says [\d,]+; delete it"):
+        data.load_split(SMALL, small_mnist)
+
+
+def test_a_damaged_mnist_is_no_reason_to_refuse_letters(letters_beside: Path) -> None:
+    split = data.load_split(SMALL, letters_beside)
+    path = letters_beside / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(data.load_inputs(NOTMNIST, letters_beside, split).x) > 0
+
+
 def test_notmnist_truncated(letters_beside: Path) -> None:
     path = letters_beside / notmnist.FOLDER / notmnist.FILE
     path.write_bytes(path.read_bytes()[:5000])
@@ -282,8 +304,18 @@ def test_a_letter_of_another_size_is_named(letter_folders: Path) -> None:
 
 def test_a_missing_letter_is_named(letter_folders: Path) -> None:
     (letter_folders / "notMNIST" / "notMNIST_small" / "H").rename(letter_folders / "elsewhere")
-    with pytest.raises(DataError, match="notMNIST_small has no folder H; it needs all of A to J"):
+    with pytest.raises(
+        DataError, match="notMNIST_small has no folder H; unpack notMNIST_small again, with all of A to J"
+    ):
         data.load_inputs(NOTMNIST, letter_folders, data.load_split(SMALL, letter_folders))
+
+
+def test_a_missing_letter_is_looked_for_where_the_others_are(letter_folders: Path) -> None:
+    folder = letter_folders / "notMNIST" / "notMNIST_small"
+    (folder / "H").rename(letter_folders / "elsewhere")
+    assert catalogue.overview(letter_folders)[-1].found.folder == Path("notMNIST/notMNIST_small")
+    with pytest.raises(DataError, match=f"notMNIST is missing: H not found in {folder}"):
+        notmnist.DATA_FILES.provide(letter_folders)
 
 
 def test_letter_folders_with_digits_are_refused(letter_folders: Path) -> None:

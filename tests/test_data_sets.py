@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import http.client
@@ -11,6 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -308,11 +310,31 @@ def test_verify_says_how_notmnist_was_recognised(small_sets: Path, call: Callabl
     assert "are MNIST's own, not notMNIST's" in out
 
 
+def test_a_set_that_may_not_be_read_is_its_own_problem(
+    small_sets: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(root: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root / svhn.FOLDER))
+
+    files = replace(catalogue.known()["svhn"], look=refuse)
+    source = replace(data.SOURCES["svhn"], files=files)
+    monkeypatch.setattr(data, "SOURCES", {**data.SOURCES, "svhn": source})
+    code, out, _ = call("list", "--data-root", small_sets)
+    assert (code, "svhn            unreadable" in out) == (0, True)
+    code, out, _ = call("verify", "--data-root", small_sets)
+    assert code == 1
+    assert f"svhn: unreadable: cannot read {small_sets / svhn.FOLDER}: Permission denied; allow it" in out
+    assert "kmnist: intact" in out
+    code, _, err = call("fetch", "svhn", "--data-root", small_sets)
+    assert (code, "Permission denied" in err) == (2, True)
+
+
 def test_verify_of_a_named_set(small_sets: Path, call: Callable[..., tuple[int, str, str]]) -> None:
     assert call("verify", "mnist", "kmnist", "--data-root", small_sets)[0] == 0
     code, out, _ = call("verify", "mnist", "svhn", "--data-root", small_sets)
     assert code == 1
     assert "svhn: missing: train_32x32.mat, test_32x32.mat not found in" in out
+    assert "to get it: bayes-bench data fetch svhn" in out
     (small_sets / "MNIST" / "raw" / "train-labels-idx1-ubyte").unlink()
     code, out, _ = call("verify", "mnist", "--data-root", small_sets)
     assert code == 1

@@ -227,7 +227,7 @@ def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
     options = check_spec(spec)
     source = _source(spec)
     assert source.inputs is not None
-    if spec.optional and source.files and source.files.look(data_root).state == "missing":
+    if spec.optional and source.files and source.files.found(data_root).state == "missing":
         # Every process that builds the task would try in vain to download it.
         raise DataError(
             f"{source.files.title} is missing: nothing of it in {data_root / source.files.folder}; "

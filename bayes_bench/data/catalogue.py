@@ -33,7 +33,7 @@ class Verdict:
     """What ``verify`` found of one set.
 
     Attributes:
-        state: ``intact``, ``damaged``, ``partly there`` or ``missing``.
+        state: ``intact``, ``damaged``, ``partly there``, ``missing`` or ``unreadable``.
         sentence: what was checked, or what is wrong.
         fails: whether the command should.
     """
@@ -66,7 +66,7 @@ def overview(data_root: Path) -> list[Entry]:
     """All sets, as far as it can be told without reading them."""
     uses, entries = _uses(), []
     for name, files in known().items():
-        found = files.look(data_root)
+        found = files.found(data_root)
         entries.append(Entry(name, files, found, sum(map(_size, found.present)), uses.get(name, ())))
     return entries
 
@@ -88,16 +88,19 @@ def verify(names: Sequence[str], data_root: Path, tell: Callable[[Verdict], None
 
 
 def _verdict(name: str, files: Files, data_root: Path, *, named: bool) -> Verdict:
-    found = files.look(data_root)
-    lacking = f"{', '.join(found.missing)} not found in {data_root / files.folder}"
+    found = files.found(data_root)
+    if found.problem:
+        return Verdict(name, found.state, found.problem, True)
+    lacking = f"{', '.join(found.missing)} not found in {files.place(found, data_root)}"
+    remedy = f"bayes-bench data fetch {name}"
     if not found.present:
-        return Verdict(name, "missing", lacking, named)
+        return Verdict(name, "missing", f"{lacking}; to get it: {remedy}", named)
     try:
         checked = files.check(data_root)
     except DataError as error:
         return Verdict(name, "damaged", str(error), True)
     if found.missing:
-        return Verdict(name, "partly there", f"{lacking}; the rest: {checked}", named)
+        return Verdict(name, "partly there", f"{lacking}; the rest: {checked}; to get it: {remedy}", named)
     return Verdict(name, "intact", checked, False)
 
 
@@ -109,10 +112,11 @@ def fetch(names: Sequence[str], data_root: Path, tell: Callable[[str], None]) ->
         DataError: a set cannot be had, or what is there is damaged.
     """
     for name, files in chosen(names).items():
-        there = files.look(data_root).state == "present"
+        there = files.found(data_root).state == "present"
         files.provide(data_root)
         checked = files.check(data_root)
-        tell(f"{name}: {'already there' if there else 'fetched'}, {checked} ({data_root / files.folder})")
+        place = files.place(files.found(data_root), data_root)
+        tell(f"{name}: {'already there' if there else 'fetched'}, {checked} ({place})")
 
 
 def _uses() -> Mapping[str, tuple[str, ...]]:

@@ -17,14 +17,24 @@ SILENCE = 30.0
 
 @dataclass(frozen=True)
 class Found:
-    """What of a set's files is there; nothing has been read."""
+    """What of a set's files is there; nothing has been read.
+
+    Attributes:
+        missing: names of files.
+        folder: where it lies below the data root, if not in the set's own.
+        problem: why it cannot be told.
+    """
 
     present: tuple[Path, ...]
     missing: tuple[str, ...] = ()
+    folder: Path | None = None
+    problem: str = ""
 
     @property
     def state(self) -> str:
-        """``present``, ``missing`` or ``partly there``."""
+        """``present``, ``missing``, ``partly there`` or ``unreadable``."""
+        if self.problem:
+            return "unreadable"
         if not self.present:
             return "missing"
         return "partly there" if self.missing else "present"
@@ -37,7 +47,7 @@ class Files:
     Attributes:
         title: what people call the set.
         folder: where it is looked for, below the data root.
-        look: ``data_root -> Found``; reads nothing.
+        look: ``data_root -> Found``; reads nothing; ``found`` is what others call.
         check: ``data_root -> sentence``: reads all that is there, refuses what is damaged or foreign with a
             ``DataError``, and says what was checked.
         fetch: ``data_root``: downloads what is missing; whatever it raises beside a ``DataError`` is a failed download.
@@ -53,16 +63,32 @@ class Files:
     remedy: str
     licence: str
 
+    def found(self, data_root: Path) -> Found:
+        """What ``look`` finds; a folder that may not be read is a problem of this set alone."""
+        try:
+            return self.look(data_root)
+        except OSError as error:
+            place = error.filename or data_root / self.folder
+            return Found(
+                (), problem=f"cannot read {place}: {error.strerror or error}; allow it, or use another data root"
+            )
+
+    def place(self, found: Found, data_root: Path) -> Path:
+        """The folder that was looked into."""
+        return data_root / (found.folder or self.folder)
+
     def provide(self, data_root: Path) -> None:
         """Download what is missing.
 
         Raises:
             DataError: it cannot be had; the sentence says what, where and what to do.
         """
-        missing = self.look(data_root).missing
-        if not missing:
+        found = self.found(data_root)
+        if found.problem:
+            raise DataError(found.problem)
+        if not found.missing:
             return
-        looked = f"{self.title} is missing: {', '.join(missing)} not found in {data_root / self.folder}"
+        looked = f"{self.title} is missing: {', '.join(found.missing)} not found in {self.place(found, data_root)}"
         try:
             with _impatient():
                 self.fetch(data_root)
@@ -73,7 +99,7 @@ class Files:
             raise DataError(
                 f"{looked}; the download failed ({reason[-1] if reason else 'no reason'}); {self.remedy}"
             ) from error
-        if still := self.look(data_root).missing:
+        if still := self.found(data_root).missing:
             raise DataError(f"{looked}; the download left {', '.join(still)} missing; {self.remedy}")
 
 

@@ -7,6 +7,7 @@ Either the 10,000 images of davidflanagan/notMNIST-to-MNIST, an idx file in ``no
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ UNREADABLE = {"A": "RGVtb2NyYXRpY2FCb2xkT2xkc3R5bGUgQm9sZC50dGY=.png", "F": "Q3J
 # any 500 of its images; MNIST's are .131 and .308.
 MEAN, STD = (0.38, 0.47), (0.435, 0.48)
 MAX_DIGITS = 0.5  # part of the images that may be MNIST's own
-REMEDY = "its digits would count as out-of-distribution; replace it by notMNIST's"
+REPLACE = "delete it and fetch notMNIST again"
+UNPACK = "unpack notMNIST_small again, with all of A to J"
+REMEDY = f"its digits would count as out-of-distribution; {REPLACE}"
 
 
 class NotMnistOptions(Settings):
@@ -59,8 +62,8 @@ def load(data_root: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         _check_content(images, folder, data_root)
         return images, notes
     file = idx.read(path)
-    if file.values.ndim != 3 or file.values.shape[1:] != (SIDE, SIDE):
-        raise DataError(f"{path} holds values of shape {file.values.shape}, not images of 28×28")
+    if file.values.ndim != 3 or file.values.shape[1:] != (SIDE, SIDE) or not len(file.values):
+        raise DataError(f"{path} holds values of shape {file.values.shape}, not images of 28×28; {REPLACE}")
     if file.sha256 in mnist.FILES.values():
         raise DataError(f"{path} is MNIST's own file, not notMNIST: {REMEDY}")
     if file.sha256 == SHA256:
@@ -86,14 +89,17 @@ def _read_letters(folder: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     left_out = 0
     for letter in LETTERS:
         if not (folder / letter).is_dir():
-            raise DataError(f"notMNIST: {folder} has no folder {letter}; it needs all of A to J")
+            raise DataError(f"notMNIST: {folder} has no folder {letter}; {UNPACK}")
         paths = sorted((folder / letter).glob("*.png"))
         kept = [path for path in paths if path.name != UNREADABLE.get(letter)]
         if not kept:
-            raise DataError(f"notMNIST: {folder / letter} holds no PNG images")
+            raise DataError(f"notMNIST: {folder / letter} holds no PNG images that can be read; {UNPACK}")
         left_out += len(paths) - len(kept)
         found += kept
-    images = image_folder.read_grey(found, folder, (SIDE, SIDE))
+    try:
+        images = image_folder.read_grey(found, folder, (SIDE, SIDE))
+    except DataError as error:
+        raise DataError(f"{error}; {UNPACK}") from error
     notes = [f"the {len(images):,} images of the letter folders {folder.name}, not those of the t10k file"]
     if left_out:
         notes.append(f"{left_out} of the published files that are known to be unreadable are left out")
@@ -106,11 +112,15 @@ def _check_content(images: np.ndarray, where: Path, data_root: Path) -> None:
     for part in ("train", "t10k"):
         path = find(data_root / mnist.FOLDER, f"{part}-images-idx3-ubyte")
         if path is not None:
-            digits |= {image.tobytes() for image in idx.read(path).values}
+            with suppress(DataError):  # damaged: that is MNIST's matter, and the intensities are still compared
+                digits |= {image.tobytes() for image in idx.read(path).values}
     shared = np.mean([image.tobytes() in digits for image in images])
     if shared > MAX_DIGITS:
         raise DataError(f"{shared:.0%} of the images in {where} are MNIST's own, not notMNIST's: {REMEDY}")
-    check_statistics(images, MEAN, STD, f"{where} does not hold notMNIST's letters")
+    try:
+        check_statistics(images, MEAN, STD, f"{where} does not hold notMNIST's letters")
+    except DataError as error:
+        raise DataError(f"{error}; {REPLACE}") from error
 
 
 def _look(data_root: Path) -> Found:
@@ -118,7 +128,9 @@ def _look(data_root: Path) -> Found:
     path = find(data_root / FOLDER, FILE)
     if path is None and folder is not None:
         there = tuple(folder / letter for letter in LETTERS if (folder / letter).is_dir())
-        return Found(there, tuple(letter for letter in LETTERS if not (folder / letter).is_dir()))
+        return Found(
+            there, tuple(letter for letter in LETTERS if not (folder / letter).is_dir()), folder.relative_to(data_root)
+        )
     return Found((path,)) if path else Found((), (FILE,))
 
 
