@@ -1,27 +1,31 @@
-"""Make the pictures of docs/concepts.md with the package itself: ``python docs/pictures.py`` (a minute on one core).
+"""Make the pictures of the documentation: ``python docs/pictures.py [NAME]...`` (a minute on one core for all).
 
-Nothing is drawn by hand: posteriors are fitted, numbers are those of ``bayes_bench.metrics``.
+Nothing is drawn by hand: posteriors are fitted, numbers are those of ``bayes_bench.metrics`` or the reference results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.datasets import make_moons
 from torch import nn
 
 from bayes_bench import Categorical, Gaussian, HyperGAN
 from bayes_bench.metrics import ece
 from bayes_bench.metrics.diversity import disagreement
-from bayes_bench.report.charts.base import COLOURS, INK, MUTED, STYLE
+from bayes_bench.report.charts.base import COLOURS, INK, MARKERS, MUTED, STYLE
 
-IMAGES = Path(__file__).resolve().parent / "images"
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = ROOT / "docs" / "images"
 
 
 def many_functions() -> Figure:
@@ -138,6 +142,38 @@ def spread_misleads() -> Figure:
     return figure
 
 
+def through_training() -> Figure:
+    """Diversity against training for HyperGAN without one part at a time, from the reference results."""
+    history = pd.read_csv(ROOT / "reports" / "reference" / "ablation" / "history.csv")
+    history = history[history["task"] == "mnist-5000"]
+    rows = ("hypergan", "no-discriminator", "no-mixer", "no-repulsion", "paper-objective")
+    titles = {
+        "disagreement": "disagreement, validation data",
+        "weight_spread": "norm spread of all weights",
+        "val_accuracy": "validation error, mean prediction",
+    }
+    figure, panels = _panels(3, height=2.7)
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        for i, row in enumerate(rows):
+            chosen = history[history["method"] == row]
+            chosen = chosen.assign(check=chosen.groupby("seed").cumcount())
+            mean = chosen.groupby("check")[["evaluations", column]].mean()
+            values = 1 - mean[column] if column == "val_accuracy" else mean[column]
+            axes.plot(mean["evaluations"], values, color=COLOURS[i], marker=MARKERS[i], label=row)
+        if column != "weight_spread":
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set(xlabel="gradient evaluations")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "25" else "")
+        axes.set_title(title, fontsize=9, loc="left")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
 def _trained(x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
     network = nn.Sequential(nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 2))
     optimiser = torch.optim.Adam(network.parameters(), 0.01)
@@ -157,16 +193,21 @@ def _panels(count: int, height: float = 2.5) -> tuple[Figure, list[Axes]]:
     return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
 
 
-def main() -> None:
+PICTURES: dict[str, Callable[[], Figure]] = {
+    picture.__name__.replace("_", "-"): picture
+    for picture in (many_functions, two_uncertainties, calibration, spread_misleads, through_training)
+}
+
+
+def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    pictures: list[Callable[[], Figure]] = [many_functions, two_uncertainties, calibration, spread_misleads]
     IMAGES.mkdir(exist_ok=True)
-    for picture in pictures:
+    for name in names or PICTURES:
         with mpl.rc_context(STYLE | {"figure.facecolor": "white", "axes.facecolor": "white"}):
-            path = IMAGES / f"{picture.__name__.replace('_', '-')}.png"
-            picture().savefig(path, dpi=130)
+            path = IMAGES / f"{name}.png"
+            PICTURES[name]().savefig(path, dpi=130)
         print(path.relative_to(IMAGES.parent))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
