@@ -11,21 +11,25 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from bayes_bench import metrics, store
-from bayes_bench.errors import UsageError, unknown_name
+from bayes_bench.errors import UsageError, counted, unknown_name
 from bayes_bench.metrics import calibration, classification, regression
 from bayes_bench.metrics.base import GROUP_SIZES, Floats, Ints, JobPredictions, summarise
 from bayes_bench.metrics.calibration import BINS, bin_index
 
 MIN_SEEDS_TO_RANK = 3
 LEVEL = 0.95
+FREEDOMS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 40, 120, math.inf)
+"""Degrees of freedom at which quantiles of the studentized range, which are slow, are computed."""
 REPLICATES = 1000
 CURVE_SIZES = (1, 2, 3, 5, 10, 20, 50, 100)
 """Numbers of networks on the curve of accuracy against number of networks."""
@@ -532,11 +536,11 @@ def metric_value(record: Mapping[str, Any], name: str) -> float | None:
     return None
 
 
-# Paired bootstrap -----------------------------------------------------------------------------------------
+# Differences, and whether they are more than noise --------------------------------------------------------
 
 
 class Statistic(Protocol):
-    """A metric's mean over seeds that can be computed again under resampled seeds and examples."""
+    """A metric that can be computed again, for every seed, under resampled examples."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -622,7 +626,7 @@ class RankArea:
 
 @dataclass(frozen=True)
 class SeedMean:
-    """A number per seed, ``[K]``: only the seeds are resampled."""
+    """A number per seed, ``[K]``, that is no mean over examples."""
 
     seeds: tuple[int, ...]
     values: Floats
@@ -638,7 +642,7 @@ class SeedMean:
 def statistic(jobs: Sequence[Evidence], metric: str) -> Statistic | None:
     """The statistic behind a metric's name for the jobs (seeds) of one variant; None where it is n/a for all.
 
-    Metrics that are a mean over examples, an ECE or an AUROC resample examples and seeds, the others seeds.
+    Metrics that are a mean over examples, an ECE or an AUROC know their examples, of the others only the seeds vary.
     """
     jobs = [job for job in jobs if metric_value(job.record, metric) is not None]
     if not jobs:
@@ -680,9 +684,7 @@ def _edges(confidence: Floats, metric: str) -> Floats:
 
 
 def bootstrap(statistics: Mapping[str, Statistic], *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Floats]:
-    """Paired bootstrap: every replicate draws seeds, and one set of examples that all statistics share.
-
-    Seeds are drawn in common where all statistics have the same seeds, else for each on its own.
+    """Paired bootstrap over examples: every replicate draws one set of them that all statistics share.
 
     Args:
         statistics: by name, all over the same examples.
@@ -690,8 +692,8 @@ def bootstrap(statistics: Mapping[str, Statistic], *, replicates: int = REPLICAT
         seed: of the resampling; the same seed gives the same replicates.
 
     Returns:
-        The mean over (resampled) seeds in every replicate, ``[R]``, by name. Differences of two entries are
-        the paired differences.
+        The mean over seeds in every replicate, ``[R]``, by name; constant where a statistic has no examples.
+        Differences of two entries are the paired differences.
 
     Raises:
         UsageError: the statistics are not over the same examples.
@@ -701,12 +703,6 @@ def bootstrap(statistics: Mapping[str, Statistic], *, replicates: int = REPLICAT
         raise UsageError(f"a paired bootstrap needs the same examples for all methods, got {sorted(populations)}")
     sizes = next(iter(populations), ())
     rng = np.random.default_rng(seed)
-    seed_sets = {statistic.seeds for statistic in statistics.values()}
-    common = _draw(rng, replicates, len(next(iter(seed_sets)))) if len(seed_sets) == 1 else None
-    seed_weights = {
-        name: common if common is not None else _draw(rng, replicates, len(statistic.seeds))
-        for name, statistic in statistics.items()
-    }
     result = {name: np.empty(replicates) for name in statistics}
     # Weights of a few million examples at a time keep the memory bounded.
     step = max(1, 2_000_000 // max(1, sum(sizes)))
@@ -714,8 +710,7 @@ def bootstrap(statistics: Mapping[str, Statistic], *, replicates: int = REPLICAT
         part = slice(start, min(start + step, replicates))
         weights = [_draw(rng, part.stop - part.start, size) for size in sizes]
         for name, statistic in statistics.items():
-            each = statistic.per_seed(weights)
-            result[name][part] = (each * seed_weights[name][part]).sum(axis=-1) / len(statistic.seeds)
+            result[name][part] = statistic.per_seed(weights).mean(axis=-1)
     return result
 
 
@@ -727,7 +722,18 @@ def _draw(rng: np.random.Generator, replicates: int, size: int) -> Floats:
 
 @dataclass(frozen=True)
 class Difference:
-    """first − second of a metric, with its bootstrap percentile interval over examples and seeds."""
+    """first − second of a metric, with an interval that allows for the choice of examples and of training seeds.
+
+    Attributes:
+        low, high: value ∓ quantile × √V. V is the variance over test examples, by paired bootstrap, plus that of the
+            means over seeds, s²/K of each side (or of the paired differences). What varies with example and seed
+            together is in both: the interval is rather too wide. The quantile is Student's, or, where several methods
+            are compared with each other, that of the studentized range over √2 (Games & Howell, 1976), so that all
+            intervals hold at once; its degrees of freedom are Welch and Satterthwaite's. With one seed the interval
+            speaks of examples alone.
+        seeds: of the side that has fewer.
+        level: of all intervals at once.
+    """
 
     metric: str
     first: str
@@ -753,23 +759,69 @@ def difference(
     first: tuple[str, Statistic],
     second: tuple[str, Statistic],
     *,
+    paired: bool = False,
     replicates: int = REPLICATES,
     seed: int = 0,
     level: float = LEVEL,
 ) -> Difference:
-    """Paired bootstrap difference of two named statistics."""
-    drawn = bootstrap({"first": first[1], "second": second[1]}, replicates=replicates, seed=seed)
-    return _difference(metric, first, second, drawn["first"] - drawn["second"], level)
+    """Difference of two named statistics over the same examples.
+
+    Args:
+        paired: the same seeds stand for the same start and order of training on both sides.
+    """
+    alike = _alike({"first": first[1], "second": second[1]})
+    drawn = bootstrap(alike, replicates=replicates, seed=seed)
+    first, second = (first[0], alike["first"]), (second[0], alike["second"])
+    return _difference(metric, first, second, drawn["first"] - drawn["second"], level, paired=paired)
+
+
+def _alike(statistics: Mapping[str, Statistic]) -> Mapping[str, Statistic]:
+    """Without examples where not all have the same, because predictions are missing: then seeds alone vary."""
+    if len({s.populations for s in statistics.values()}) == 1:
+        return statistics
+    return {name: SeedMean(s.seeds, s.per_seed()) for name, s in statistics.items()}
 
 
 def _difference(
-    metric: str, first: tuple[str, Statistic], second: tuple[str, Statistic], drawn: Floats, level: float
+    metric: str,
+    first: tuple[str, Statistic],
+    second: tuple[str, Statistic],
+    drawn: Floats,
+    level: float,
+    *,
+    methods: int = 2,
+    paired: bool = False,
 ) -> Difference:
-    tail = (1 - level) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    value = float(first[1].per_seed().mean() - second[1].per_seed().mean())
-    seeds = min(len(first[1].seeds), len(second[1].seeds))
-    return Difference(metric, first[0], second[0], value, float(low), float(high), seeds, level)
+    left, right = first[1].per_seed(), second[1].per_seed()
+    value = float(left.mean() - right.mean())
+    # Variances and their degrees of freedom.
+    parts = [(float(drawn.var()), min(first[1].populations, default=2) - 1)]
+    over_seeds = [values for values in ((left - right,) if paired else (left, right)) if len(values) > 1]
+    parts += [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in over_seeds]
+    variance = sum(part for part, _ in parts)
+    half = 0.0
+    if variance > 0:
+        freedom = variance**2 / sum(part**2 / max(1, own) for part, own in parts)
+        half = _quantile(level, methods, freedom) * math.sqrt(variance)
+    return Difference(metric, first[0], second[0], value, value - half, value + half, min(len(left), len(right)), level)
+
+
+def _quantile(level: float, methods: int, freedom: float) -> float:
+    """Of Student's t for two methods; for more of the studentized range over √2, interpolated between ``FREEDOMS``."""
+    if methods == 2:
+        return float(stats.t.ppf((1 + level) / 2, freedom))
+    below = max(own for own in FREEDOMS if own <= max(1.0, freedom))
+    above = min(own for own in FREEDOMS if own >= max(1.0, freedom))
+    low, high = _range_quantile(level, methods, below), _range_quantile(level, methods, above)
+    if below == above:
+        return low
+    share = (1 / below - 1 / freedom) / (1 / below - 1 / above)
+    return low + share * (high - low)
+
+
+@cache
+def _range_quantile(level: float, methods: int, freedom: float) -> float:
+    return float(stats.studentized_range.ppf(level, methods, freedom)) / math.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -800,19 +852,24 @@ def mark_best(
 ) -> Marks:
     """The best method and those that cannot be told from it; declines with fewer than 3 seeds or 2 methods.
 
-    Intervals are not adjusted for the number of methods.
+    The intervals hold at once, whichever is best: were all equally good, one would be called worse in 5 % of cases.
     """
     ranked = {name: s for name, s in statistics.items() if len(s.seeds) >= MIN_SEEDS_TO_RANK}
     if len(statistics) < 2:
         return Marks(None, declined="one method has a value")
-    if len(ranked) < 2:
+    if ranked and len(ranked) < 2:
+        return Marks(None, declined=f"only {next(iter(ranked))} has {MIN_SEEDS_TO_RANK} seeds, which a ranking takes")
+    if not ranked:
         seeds = max(len(s.seeds) for s in statistics.values())
-        return Marks(None, declined=f"{seeds} seed{'s' if seeds > 1 else ''}, {MIN_SEEDS_TO_RANK} are needed to rank")
+        return Marks(None, declined=f"{counted(seeds, 'seed')}, {MIN_SEEDS_TO_RANK} are needed to rank")
+    ranked = dict(_alike(ranked))
     means = {name: float(s.per_seed().mean()) for name, s in ranked.items()}
     best = (max if higher_is_better else min)(means, key=lambda name: means[name])
     drawn = bootstrap(ranked, replicates=replicates, seed=seed)
     differences = {
-        name: _difference(metric, (name, s), (best, ranked[best]), drawn[name] - drawn[best], level)
+        name: _difference(
+            metric, (name, s), (best, ranked[best]), drawn[name] - drawn[best], level, methods=len(ranked)
+        )
         for name, s in ranked.items()
         if name != best
     }

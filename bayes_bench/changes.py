@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from bayes_bench import metrics
 from bayes_bench.analysis import (
-    LEVEL,
     MIN_SEEDS_TO_RANK,
     Difference,
     Evidence,
     Run,
-    SeedMean,
     comparison_of,
     difference,
     display_labels,
@@ -44,8 +39,8 @@ class Change:
 
     Attributes:
         seeds_before, seeds_after: how many have a value.
-        low, high: 95 % interval of after − before: a bootstrap over seeds and test examples, or Student's t over seeds
-            where the metric is no mean over examples or the runs' test data differ.
+        low, high: 95 % interval of after − before, as ``analysis.Difference``, paired where the seeds are the same; of
+            seeds alone where the metric is no mean over examples or the runs' test data differ.
         verdict: ``higher`` and ``lower`` for metrics without a better direction; ``too few seeds`` below three in one
             of the runs.
     """
@@ -161,15 +156,7 @@ def _change(place: Place, name: str, before: Sequence[Evidence], after: Sequence
     first, second = statistic(before, name), statistic(after, name)
     if first is None or second is None:
         return None
-    if first.populations != second.populations:  # of one run the predictions are missing
-        bare = [[Evidence(job.record, {}) for job in side] for side in (before, after)]
-        first, second = statistic(bare[0], name), statistic(bare[1], name)
-        assert first is not None
-        assert second is not None
-    gap = difference(name, ("after", second), ("before", first))
-    if isinstance(first, SeedMean) and isinstance(second, SeedMean) and gap.seeds > 1:
-        low, high = _over_seeds(first, second)
-        gap = replace(gap, low=low, high=high)
+    gap = difference(name, ("after", second), ("before", first), paired=first.seeds == second.seeds)
     known = metrics.find(name, str(before[0].record.get("kind")))
     values = [{job.record["seed"]: metric_value(job.record, name) for job in side} for side in (before, after)]
     verdict = _verdict(gap, values[0] == values[1], known.higher_is_better if known else None)
@@ -184,22 +171,6 @@ def _change(place: Place, name: str, before: Sequence[Evidence], after: Sequence
         seeds_after=len(second.seeds),
         verdict=verdict,
     )
-
-
-def _over_seeds(before: SeedMean, after: SeedMean) -> tuple[float, float]:
-    """Interval of the difference by Student's t, paired where the seeds are the same: of so few values a bootstrap's is
-    much too short.
-    """
-    old, new = before.per_seed(), after.per_seed()
-    if np.array_equal(old, new):
-        return 0.0, 0.0
-    paired = before.seeds == after.seeds
-    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that are all the same
-        test = stats.ttest_rel(new, old) if paired else stats.ttest_ind(new, old, equal_var=False)
-        low, high = test.confidence_interval(LEVEL)
-    gap = float(new.mean() - old.mean())
-    return (float(low), float(high)) if np.isfinite([low, high]).all() else (gap, gap)
 
 
 def _verdict(gap: Difference, same: bool, higher_is_better: bool | None) -> Verdict:

@@ -811,10 +811,9 @@ def compare(before: Path, after: Path, metrics: str | None, csv: Path | None, fa
     """What changed between two runs, and is it more than noise?
 
     Compares what both have finished, by the names of tasks and methods, and says what they were set up with
-    differently. The interval is that of AFTER − BEFORE: a bootstrap over seeds and test examples, and Student's t over
-    seeds where a metric is no mean over examples or the test data differ. It is not adjusted for the number of rows: of
-    20 rows without any change one is expected to stand out, and with three to five seeds, of which a bootstrap sees too
-    little, about two.
+    differently. The interval is that of AFTER − BEFORE, for the choice of seeds and test examples; of seeds alone where
+    a metric is no mean over examples or the test data differ. It is not adjusted for the number of rows: of 20 rows
+    without any change one is expected to stand out.
 
     Exit code: 0, or 1 with --fail-on-worse where a metric other than a cost got worse, 2 for a mistake in the input.
     """

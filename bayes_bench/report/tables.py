@@ -153,7 +153,7 @@ class Comparison:
         return "not measured"
 
     def marks(self, metric: str) -> Marks:
-        """Who is best, by paired bootstrap; computed once."""
+        """Who is best, and who cannot be told from it; computed once."""
         if metric not in self._marks:
             known = metrics.find(metric, self.kind)
             found = {m: s for m in self.jobs if (s := statistic(self.jobs[m], metric)) is not None}
@@ -228,7 +228,10 @@ def _cell(comparison: Comparison, method: str, column: Column, decimals: int, no
         reason = comparison.reason(method, column.metric)
         note = notes.setdefault(reason, NOTES[len(notes) % len(NOTES)])
         return Cell("n/a", note=note, title=reason)
-    text = number(float(np.mean(values)), decimals)
+    mean = float(np.mean(values))
+    if not column.fixed:
+        decimals = max(decimals, decimals_for(abs(mean), 2))  # what is small beside the largest is not rounded away
+    text = number(mean, decimals)
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     # Where nothing is compared, a spread of exactly 0 (parameters, evaluations) only clutters.
     spread = f"± {number(std, decimals)}" if len(values) > 1 and (column.marked or std > 0) else ""
@@ -674,15 +677,17 @@ def _headline(comparison: Comparison, metric: str, scale: float, unit: str, digi
             return f"{said}; no other method to compare with."
         return f"no ranking ({marks.declined}); the best mean is that of {said}."
     said = f"{marks.best} {_spoken(values[marks.best], scale, digits)}{unit}"
-    tied = [m for m in values if m in marks.tied]
+    equal = [m for m in values if m in marks.tied and marks.differences[m].value == 0]
+    tied = [m for m in values if m in marks.tied and m not in equal]
     behind = [m for m in values if m in marks.differences and m not in marks.tied]
     unranked = [m for m in values if m != marks.best and m not in marks.differences]
-    if not behind:
-        text = f"{said} has the best mean, but {_few(tied)} cannot be told from it"
+    if equal:
+        text = f"{said} and {_few(equal)} have the same mean" + (", and it is the best" if tied or behind else "")
     else:
-        text = f"{said} is best"
-        if tied:
-            text += f", not distinguishable from {_few(tied)}"
+        text = f"{said} {'has the best mean' if tied else 'is best'}"
+    if tied:
+        text += f", not distinguishable from {_few(tied)}"
+    if behind:
         gaps = sorted((marks.differences[m] for m in behind), key=lambda gap: abs(gap.value))
         parts = [
             f"{gap.first} by {number(abs(gap.value) * scale, digits)} "
@@ -703,6 +708,9 @@ def _few(items: Sequence[str]) -> str:
 def _interval(low: float, high: float, value: float, scale: float, digits: int) -> str:
     if value < 0:
         low, high = -high, -low
+    nearest = min(abs(low), abs(high)) * scale
+    if 0 < nearest < 0.5 * 10**-digits:  # not to read as 0, which the interval leaves out
+        digits = decimals_for(nearest, 1)
     return f"{number(low * scale, digits)}, {number(high * scale, digits)}"
 
 
