@@ -308,6 +308,9 @@ class WeightPosterior(ABC):
         return self._checked(self._sample(size, torch.Generator().manual_seed(seed)), size)
 
     def _checked(self, weights: WeightSamples, size: int) -> WeightSamples:
+        if not isinstance(weights, Mapping) or not weights:
+            what = "an empty mapping" if isinstance(weights, Mapping) else type(weights).__name__
+            raise PluginError(f"{type(self).__name__}._sample gave {what}; return a mapping of names to [n, *shape]")
         weights = self.complete(weights)
         self._check_weights(weights, size)
         return {name: weights[name] for name in self.shapes}

@@ -100,7 +100,8 @@ def add_file(place: str) -> str:
         raise UsageError(unknown_name(f"class of {file}:", name, classes - {"WeightPosterior"}))
     if name not in classes:
         raise UsageError(f"{place} is not a subclass of WeightPosterior")
-    if not issubclass(getattr(content[name], "Config", object), MethodConfig):
+    config = getattr(content[name], "Config", None)
+    if not isinstance(config, type) or not issubclass(config, MethodConfig):
         raise UsageError(f"{place}: its Config is not a subclass of MethodConfig; write one and set Config to it")
     taken = methods().get(name)
     if taken is not None and taken.owner != str(path):

@@ -17,8 +17,8 @@ import math
 import random
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bayes_bench.errors import UnsupportedNetworkError
+from bayes_bench.errors import PluginError, UnsupportedNetworkError
 from bayes_bench.examples import Examples, FitData
 from bayes_bench.likelihood import LOG_NOISE, Categorical, Gaussian, Likelihood
 from bayes_bench.networks import convnet, mlp
@@ -63,9 +63,27 @@ class Problem:
     def fit(
         self, method: Method, *, seed: int = 0, prior: GaussianPrior | None = None, budget: int = BUDGET
     ) -> WeightPosterior:
-        posterior = method(self.network, self.likelihood, prior or GaussianPrior())
+        posterior = _made(method, self, prior)
         posterior.fit(self.data, budget=budget, seed=seed)
         return posterior
+
+
+def _made(method: Method, problem: Problem, prior: GaussianPrior | None = None) -> WeightPosterior:
+    _need_defaults(method)
+    own = method.__init__ is not WeightPosterior.__init__
+    try:
+        return method(problem.network, problem.likelihood, prior or GaussianPrior())
+    except TypeError as error:
+        if own:
+            raise AssertionError(
+                f"do not write an __init__ of your own; build in _fit what you need ({error})"
+            ) from error
+        raise
+
+
+def _need_defaults(method: Method) -> None:
+    bare = [name for name, field in method.Config.model_fields.items() if field.is_required()]
+    assert not bare, f"give every setting a default; these have none: {', '.join(bare)}"
 
 
 def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
@@ -117,7 +135,8 @@ def check_settings_are_documented(method: Method) -> None:
     assert (config.__doc__ or "").strip(), "give the Config class a docstring: `bayes-bench show` prints it"
     missing = [name for name, field in config.model_fields.items() if not field.description]
     assert not missing, f"say what these settings mean (the second argument of `setting`): {', '.join(missing)}"
-    config()  # every setting needs a default
+    _need_defaults(method)
+    config()
 
 
 def check_uses_prior_is_honest(method: Method) -> None:
@@ -165,12 +184,12 @@ def check_fit_learns_regression(method: Method) -> None:
 
 def check_budget_is_kept(method: Method) -> None:
     problem = classification()
-    posterior = method(problem.network, problem.likelihood)
+    posterior = _made(method, problem)
     summary = posterior.fit(problem.data, budget=BUDGET, seed=0)
     assert 0 < summary.spent <= BUDGET, (
         f"spent {summary.spent:g} of {BUDGET} gradient evaluations; train through loop.run or loop.charge"
     )
-    half = method(problem.network, problem.likelihood).fit(problem.data, budget=BUDGET // 2, seed=0)
+    half = _made(method, problem).fit(problem.data, budget=BUDGET // 2, seed=0)
     assert half.spent <= BUDGET // 2, "half the budget was exceeded"
 
 
@@ -246,25 +265,41 @@ def check_fit_is_seeded(method: Method) -> None:
 
 def check_global_random_state_is_untouched(method: Method) -> None:
     problem = classification()
-    posterior = method(problem.network, problem.likelihood)
+    posterior = _made(method, problem)
 
     def state() -> tuple[Any, ...]:
         generator: Any = np.random.get_state(legacy=True)  # noqa: NPY002 (the legacy state is what must not move)
         return torch.random.get_rng_state().tolist(), generator[1].tolist(), generator[2], random.getstate()
 
-    before = state()
-    posterior.fit(problem.data, budget=BUDGET // 4, seed=0)
-    assert state() == before, "fit changed a global random state: use rng, and `with self.seeded(rng):` for modules"
-    posterior.sample(3, seed=0)
-    assert state() == before, "sample changed a global random state: use rng"
+    # A state that no method sets: one that sets seed 0 anew each time would else be found where it left it.
+    with _global_seed(982_451_653):
+        before = state()
+        posterior.fit(problem.data, budget=BUDGET // 4, seed=0)
+        assert state() == before, "fit changed a global random state: use rng, and `with self.seeded(rng):` for modules"
+        posterior.sample(3, seed=0)
+        assert state() == before, "sample changed a global random state: use rng"
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """The global random states set by a seed, and back as they were afterwards."""
+    legacy, own = np.random.get_state(legacy=True), random.getstate()  # noqa: NPY002 (methods may use it)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(legacy)  # noqa: NPY002
+            random.setstate(own)
 
 
 def check_fit_ignores_global_random_state(method: Method) -> None:
     problem = classification()
     draws = []
     for global_seed in (0, 1):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(global_seed)
+        with _global_seed(global_seed):
             draws.append(problem.fit(method, budget=BUDGET // 4).sample(2, seed=0))
     assert _equal(*draws), "the global random state changes the fit or the draw: draw everything from rng"
 
@@ -300,7 +335,7 @@ def check_interrupted_fit_goes_on(method: Method) -> str:
     def fit(folder: str, looks: float = math.inf) -> tuple[WeightPosterior, FitSummary, int]:
         stop = _StopAfter(looks)
         kept = Snapshots(Path(folder), {"method": method.__qualname__}, every=math.inf, stop=stop)
-        posterior = method(problem.network, problem.likelihood)
+        posterior = _made(method, problem)
         summary = posterior.fit(problem.data, budget=BUDGET // 3, seed=3, snapshots=kept)
         return posterior, summary, stop.looks
 
@@ -403,16 +438,29 @@ CHECKS: tuple[Check, ...] = tuple(value for name, value in list(globals().items(
 
 
 def check(method: Method, checks: Sequence[Check] = CHECKS) -> list[CheckResult]:
-    """Run the checks; an exception that is no assertion is a failure with its place."""
-    results = []
+    """Run the checks; an exception that is no assertion is a failure with its place in the method's own code.
+
+    What makes several checks fail is said once.
+    """
+    results: list[CheckResult] = []
+    said: dict[str, str] = {}
     for run in checks:
         name = run.__name__.removeprefix("check_").replace("_", " ")
         try:
             results.append(CheckResult(name, True, run(method) or ""))
-        except AssertionError as error:
-            results.append(CheckResult(name, False, str(error)))
+            continue
+        except (AssertionError, PluginError) as error:
+            message = str(error)
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            message = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-            results.append(CheckResult(name, False, message))
+            message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]} ({_place(error, method)})"
+        results.append(CheckResult(name, False, f"as for “{said[message]}”" if message in said else message))
+        said.setdefault(message, name)
     return results
+
+
+def _place(error: Exception, method: Method) -> str:
+    """The last line of the method's own file that led to an error, else where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == method._fit.__code__.co_filename]
+    place = (own or frames)[-1]
+    return f"{Path(place.filename).name}:{place.lineno}"

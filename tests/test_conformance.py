@@ -184,6 +184,29 @@ class InitialisesFromGlobalState(Correct):
         self.state = {name: w + 1e-3 * torch.randn(w.shape) for name, w in self.state.items()}
 
 
+class SetsTheGlobalSeed(Correct):
+    def _sample(self, n, rng):
+        torch.manual_seed(0)
+        return super()._sample(n, rng)
+
+
+class GivesNothing(Correct):
+    def _sample(self, n, rng):
+        super()._sample(n, rng)
+
+
+class HasItsOwnInit(Correct):
+    def __init__(self, network):
+        super().__init__(network, None)
+
+
+class NeedsASetting(Correct):
+    class Config(Config):
+        """One setting without a default."""
+
+        noise: float = setting(..., "standard deviation of the weights", gt=0)
+
+
 class RestoresTheGlobalStateItReads(Correct):
     """Leaves the global state as it was, but its result depends on it."""
 
@@ -264,6 +287,10 @@ MUTANTS = {
     GivesMoreThanItsSupport: "support is honoured",
     IgnoresTheFitSeed: "fit is seeded",
     InitialisesFromGlobalState: "global random state is untouched",
+    SetsTheGlobalSeed: "global random state is untouched",
+    GivesNothing: "sampling is seeded",
+    HasItsOwnInit: "fit is seeded",
+    NeedsASetting: "settings are documented",
     RestoresTheGlobalStateItReads: "fit ignores global random state",
     ForgetsPartOfItsState: "save and load",
     ForgetsItsMinibatches: "interrupted fit goes on",
@@ -272,6 +299,20 @@ MUTANTS = {
     TrainsFrozenParameters: "frozen parameters stay",
     SharesWeightsInSecret: "memory is not overstated",
 }
+
+
+@pytest.mark.parametrize(
+    ("mutant", "told"),
+    [
+        ("GivesNothing", "GivesNothing._sample gave NoneType; return a mapping of names to"),
+        ("HasItsOwnInit", "do not write an __init__ of your own; build in _fit what you need"),
+        ("NeedsASetting", "give every setting a default; these have none: noise"),
+    ],
+)
+def test_one_mistake_is_told_once_and_says_what_to_do(mutant, told):
+    failed = [result.message for result in check(globals()[mutant], CHECKS[:6]) if not result.passed]
+    assert told in failed[0]
+    assert len(failed) == 1 or all(message.startswith("as for “") for message in failed[1:])
 
 
 @pytest.mark.filterwarnings("ignore")

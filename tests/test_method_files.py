@@ -86,6 +86,11 @@ def test_check_and_show_take_files(file):
         ("raise SystemExit(3)", "Mine", "cannot be imported: SystemExit"),
         ("def f(:", "Mine", "cannot be imported: SyntaxError"),
         ("from bayes_bench import WeightPosterior as Mine", "Mine", "Config is not a subclass of MethodConfig"),
+        (
+            "from bayes_bench import WeightPosterior\nclass Mine(WeightPosterior): Config = {}",
+            "Mine",
+            "Config is not a subclass of MethodConfig",
+        ),
         ("from bayes_bench import HyperGAN\nclass hypergan(HyperGAN): pass", "hypergan", "already, from bayes-bench"),
     ],
 )

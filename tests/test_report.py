@@ -22,7 +22,7 @@ import pytest
 from scipy.integrate import trapezoid
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
-from bayes_bench import analysis, report
+from bayes_bench import analysis, report, store
 from bayes_bench.report.charts import CHARTS, Look
 from bayes_bench.report.charts.classification import (
     ROC,
@@ -325,6 +325,40 @@ def test_more_methods_than_colours(tmp_path):
     assert len({(look.colour(m), look.marker(m)) for m in look.methods}) == 10
     assert len({(look.variable(m), look.glyph(m)) for m in look.methods}) == 10
     assert "ensemble-09" in parsed.words
+
+
+def test_a_method_that_uses_the_prior_on_one_task_alone_says_so(tmp_path):
+    made = [make_job(METHODS["ensemble"], 0, kind, **SMALL) for kind in ("classification", "regression")]
+    made[0][0]["uses_prior"], made[1][0]["uses_prior"] = True, False
+    for record, predictions in made:
+        write_job(tmp_path, record, predictions)
+    write_plan(tmp_path, [record for record, _ in made])
+    _, parsed = render(tmp_path)
+    assert "uses prior: digits: yes, cubic: no" in parsed.words
+
+
+def test_one_missing_predictions_file_leaves_a_page(tmp_path):
+    for label in ("ensemble", "map"):
+        for seed in (0, 1, 2):
+            record, predictions = make_job(METHODS[label], seed, **SMALL)
+            write_job(tmp_path, record, predictions)
+    write_plan(tmp_path, [r for _, r in store.read_records(tmp_path)[0]])
+    next(tmp_path.rglob("ensemble/seed-1*/predictions.safetensors")).unlink()
+    _, parsed = render(tmp_path)
+    assert "predictions.safetensors" in parsed.words
+    assert "6 of 6 jobs finished" in parsed.words
+
+
+def test_equal_means_are_called_equal(tmp_path):
+    made = [make_job(replace(METHODS["ensemble"], label=label), seed, **SMALL) for label in "ab" for seed in (0, 1, 2)]
+    for record, _ in made:
+        record["key"] = hashlib.sha256(f"{record['label']}{record['seed']}".encode()).hexdigest()
+        predictions = made[record["seed"]][1]
+        record["metrics"] = made[record["seed"]][0]["metrics"]
+        write_job(tmp_path, record, predictions)
+    write_plan(tmp_path, [record for record, _ in made])
+    _, parsed = render(tmp_path)
+    assert "% and b have the same mean." in parsed.words
 
 
 EVIL = "<script>alert(1)</script>\"'&"

@@ -313,12 +313,20 @@ def _settings(book: Book) -> list[dict[str, Any]]:
                 "registered": str(first["method"]),
                 "columns": list(columns),
                 "rows": rows,
-                "prior": first.get("uses_prior"),
+                "prior": _by_task({task: record.get("uses_prior") for task, record in by_task.items()}),
                 "support": first.get("support"),
                 "notes": list(dict.fromkeys(notes)),
             }
         )
     return shown
+
+
+def _by_task(values: Mapping[str, bool | None]) -> str:
+    """``yes``, or ``digits: yes, cubic: no``."""
+    words = {task: {True: "yes", False: "no", None: "unknown"}[value] for task, value in values.items()}
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    return ", ".join(f"{task}: {word}" for task, word in words.items())
 
 
 def _setting(value: Any) -> str:

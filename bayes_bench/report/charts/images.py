@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from bayes_bench.analysis import Images
 from bayes_bench.report.charts.base import INK, MUTED, Chart
 
-SHOWN = 6
+SHOWN = 4
 """Images of each kind in a row."""
-SIDE, GAP, HALVES, LINE, ROW = 30.0, 4.0, 16.0, 10.0, 63.0
+SIDE, GAP, HALVES, LINE, ROW = 30.0, 4.0, 16.0, 11.0, 66.0
 """Of the drawing in units of its own: an image, the gap to the next, that between least and most, a line, a row."""
 WIDTH = 2 * SHOWN * SIDE + 2 * (SHOWN - 1) * GAP + HALVES
 WRONG = "#d55e00"
@@ -61,7 +61,7 @@ class Gallery(Chart):
         images = self._images(panel)
         for row, (name, found) in enumerate(images.items()):
             for x, text in _headings(name):
-                axes.text(x, row * ROW + LINE - 2, text, fontsize=6.5, color=MUTED)
+                axes.text(x, row * ROW + LINE - 2, text, fontsize=7.5, color=MUTED)
             for one in self._row(panel, found, row):
                 wide, high = _size(one.pixels)
                 shade: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255} if len(one.pixels) == 1 else {}
@@ -73,8 +73,8 @@ class Gallery(Chart):
                 )
                 middle = one.x + SIDE / 2
                 colour = WRONG if one.wrong else INK
-                axes.text(middle, one.y + SIDE + 8, one.label, fontsize=5.5, ha="center", color=colour)
-                axes.text(middle, one.y + SIDE + 16, f"{one.entropy:.2f}", fontsize=5, ha="center", color=MUTED)
+                axes.text(middle, one.y + SIDE + 8, one.label, fontsize=7, ha="center", color=colour)
+                axes.text(middle, one.y + SIDE + 17, f"{one.entropy:.2f}", fontsize=6.5, ha="center", color=MUTED)
         axes.set(xlim=(-1, WIDTH + 1), ylim=(ROW * len(images), 0))
         axes.set_axis_off()
 
@@ -98,7 +98,7 @@ class Gallery(Chart):
                     f'<g transform="translate({one.x:g} {one.y:g})"><title>{escape(one.title)}</title>'
                     f'<g clip-path="url(#{prefix}{row}-clip)"><use href="#{strip}" x="{-i * wide:g}"/></g>'
                     f'<text x="{SIDE / 2:g}" y="{SIDE + 8:g}"{look}>{escape(one.label)}</text>'
-                    f'<text x="{SIDE / 2:g}" y="{SIDE + 16:g}" class="muted">{one.entropy:.2f}</text></g>'
+                    f'<text x="{SIDE / 2:g}" y="{SIDE + 17:g}" class="muted">{one.entropy:.2f}</text></g>'
                 )
         box = f"0 0 {WIDTH:g} {ROW * len(self._images(panel)):g}"
         label = escape(self.describe(panel), quote=True)
@@ -137,7 +137,7 @@ class Gallery(Chart):
             if found.truth is not None:
                 title += f", truth {classes[found.truth[i]]}"
             label = f"✗ {predicted}" if wrong else predicted
-            label = label if len(label) <= 7 else f"{label[:6]}…"
+            label = label if len(label) <= 6 else f"{label[:5]}…"
             entropy = float(found.entropy[i])
             yield Shown(x, row * ROW + LINE, found.pixels[i], label, entropy, f"{title}, {entropy:.3f} nats", wrong)
 
