@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
 from bayes_bench import machine, memory, registry, store
@@ -39,6 +39,7 @@ from bayes_bench.stacked import take
 from bayes_bench.stopping import Stop
 from bayes_bench.suite import CustomNetworkSpec
 from bayes_bench.tasks import Standardiser, Task
+from bayes_bench.threads import is_small, limited_threads
 from bayes_bench.training import FitSummary, Monitor
 
 NETWORKS = 100
@@ -49,9 +50,6 @@ GRAM_BYTES = 32 * 2**20
 """Memory for the float64 copy of one chunk of weights."""
 INTENSITY_ROWS = 256
 TIMED_INPUTS = 500
-SMALL_NETWORK = 10_000
-"""Parameters below which a job gets one thread: more were measured to gain nothing there, and on a machine that is
-busy otherwise threads that wait for each other at every tiny step made such jobs ten times slower."""
 LOWEST_LOG_PROB = float(np.finfo(np.float16).min)
 
 
@@ -107,8 +105,7 @@ class Keyed:
 
 def default_threads(task: Task) -> int:
     """CPU threads of a job for which the user has set none; depends on the network and the machine alone."""
-    small = sum(p.numel() for p in task.build_network(0).parameters()) < SMALL_NETWORK
-    return 1 if small else machine.physical_cores()
+    return 1 if is_small(task.build_network(0)) else machine.physical_cores()
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -570,18 +567,6 @@ def code_of(job: Job, allow_code: Sequence[Path]) -> dict[str, str]:
 
 
 # Surroundings ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def limited_threads(number: int) -> Iterator[None]:
-    """CPU threads of PyTorch and of NumPy's linear algebra; both are put back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        with threadpool_limits(number, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def run(
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         precision: of products on a GPU. PyTorch's own default for convolutions there is ``"tf32"``; ours is not.
         threads: CPU threads of PyTorch while the run lasts; default: the physical cores this process may use, but
-            one for networks below ``SMALL_NETWORK``. The caller's own number is put back.
+            one for networks below ``threads.SMALL_NETWORK``. The caller's own number is put back.
         fresh: run finished jobs again.
         data_root: folder of the benchmark data, as in ``tasks.build_task``.
         allow_code: Python files that a network may come from.

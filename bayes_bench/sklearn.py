@@ -17,6 +17,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -40,6 +41,7 @@ from bayes_bench.prior import GaussianPrior
 from bayes_bench.stacked import StackedNetwork
 from bayes_bench.suite import MLPSpec
 from bayes_bench.tasks import Standardiser
+from bayes_bench.threads import is_small, limited_threads
 from bayes_bench.training import FitSummary
 
 __all__ = ["BayesClassifier", "BayesEstimator", "BayesRegressor"]
@@ -161,7 +163,8 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
             Examples(inputs[train], expected[train]),
             Examples(inputs[validation], expected[validation]) if len(validation) else None,
         )
-        summary = posterior.fit(data, budget=parameters["budget"], seed=fit_seed, device=self.device)
+        with limited_threads(1) if is_small(network) else nullcontext():
+            summary = posterior.fit(data, budget=parameters["budget"], seed=fit_seed, device=self.device)
         note = {
             "estimator": type(self).__name__,
             "parameters": parameters | {"settings": json.loads(config.model_dump_json())},
@@ -201,7 +204,8 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
         x = validate_data(self, X, reset=False, dtype=np.float64)
         fitted = self._fitted
         inputs = torch.from_numpy((x - fitted.units.x_mean) / fitted.units.x_std)
-        return fitted.posterior.predict(inputs.to(fitted.posterior.device), fitted.weights)
+        with limited_threads(1) if is_small(fitted.posterior.network) else nullcontext():
+            return fitted.posterior.predict(inputs.to(fitted.posterior.device), fitted.weights)
 
     def sample_networks(self, n: int, *, seed: int = 0) -> WeightSamples:
         """Draw networks: name → ``[n, *shape]``, fewer where the method has no more; they take standardised inputs.

@@ -277,6 +277,7 @@ def tune(
     from bayes_bench import execution
     from bayes_bench.posterior import resolve_device
     from bayes_bench.tasks import build_task
+    from bayes_bench.threads import limited_threads
 
     place = resolve_device(device)
     registry.method_class(search.method)
@@ -289,7 +290,7 @@ def tune(
     with (
         store.locked(out),
         execution.settled(place),
-        execution.limited_threads(threads or execution.default_threads(task)),
+        limited_threads(threads or execution.default_threads(task)),
         store.writing(out),
     ):
         identity = search.identity(task.checksum, place.type, memory_limit_mb)

@@ -18,7 +18,7 @@ LAYERS = [
     "suite",
     "augmentation chains likelihood metrics data machine records",
     "examples",
-    "prior predictive networks store snapshots training",
+    "prior predictive networks store snapshots threads training",
     "stacked",
     "posterior reference registry jobs",
     "conjugate hypergan tasks testing",
