@@ -80,6 +80,14 @@ def test_markdown_and_latex_are_whole(files):
             assert "?" not in text
 
 
+def test_tables_wider_than_the_text_are_scaled(files):
+    assert r"\resizebox{\textwidth}{!}{%" in files["digits-prediction.tex"]
+    assert r"\end{tabular}}" in files["digits-prediction.tex"]
+    narrow = [text for name, text in files.items() if name.endswith(".tex") and r"\resizebox" not in text]
+    assert narrow
+    assert all(r"\end{tabular}" + "\n" in text for text in narrow)
+
+
 def test_figures_are_documents_with_their_numbers(files):
     for name, text in files.items():
         if name.endswith(".svg"):

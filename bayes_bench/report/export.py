@@ -19,6 +19,8 @@ from bayes_bench.report.charts.base import STYLE
 from bayes_bench.report.page import charts_for, open_book, ranks_of
 from bayes_bench.report.tables import Cell, Table, tables_for
 
+TEXT_WIDTH = 345
+"""Points, of LaTeX's article class at 10 points."""
 LATEX = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -149,17 +151,22 @@ def markdown(table: Table, title: str) -> str:
 
 
 def latex(table: Table, title: str, label: str) -> str:
-    """A ``table`` environment for the package booktabs: the best mean bold, what cannot be told from it italic."""
+    """A ``table`` environment for booktabs: the best mean bold, what cannot be told from it italic.
+
+    What is wider than the text of LaTeX's own article class is scaled down to it, by graphicx.
+    """
 
     def text(cell: Cell) -> str:
         words = tex(f"{cell.text} {cell.spread}".rstrip()) + (f"$^{{{cell.note}}}$" if cell.note else "")
         return {"best": rf"\textbf{{{words}}}", "tied": rf"\textit{{{words}}}"}.get(cell.mark, words)
 
+    wide = _points(table) > TEXT_WIDTH
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{tex(title)}}}",
         rf"\label{{tab:{label}}}",
+        *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
         rf"\begin{{tabular}}{{l{'r' * len(table.headers)}r}}",
         r"\toprule",
     ]
@@ -173,10 +180,17 @@ def latex(table: Table, title: str, label: str) -> str:
             first += span
     lines += [_row(["Method", *(tex(text) for _, text in _columns(table)), "Seeds"]), r"\midrule"]
     lines += [_row([tex(row.method), *map(text, row.cells), tex(row.seeds)]) for row in table.rows]
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}" + ("}" if wide else "")]
     if remarks := _remarks(table):
         lines += [r"\par\smallskip\footnotesize", " ".join(map(tex, remarks))]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _points(table: Table) -> float:
+    """Width of the printed table, roughly: 5 points a letter and 12 between columns."""
+    rows = [["Method", *(text for _, text in _columns(table)), "Seeds"]]
+    rows += [[row.method, *(f"{cell.text} {cell.spread}" for cell in row.cells), row.seeds] for row in table.rows]
+    return sum(5 * max(map(len, column)) + 12 for column in zip(*rows, strict=True))
 
 
 def _row(cells: Sequence[str]) -> str:
