@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bayes_bench.analysis import Run
     from bayes_bench.predictive import ClassPrediction, ValuePrediction
     from bayes_bench.restore import FittedJob
+    from bayes_bench.suite import TaskSpec
 
 DEFAULT_SUITES = ("digits", "cubic")
 INTERRUPTED = 130
@@ -371,6 +372,9 @@ def run(
     from bayes_bench import terminal
 
     if dry_run:
+        own = [spec for spec, name in zip(specs, suites, strict=False) if name.endswith(".toml")]
+        if own:
+            _build_tasks([task for spec in own for task in spec.tasks], data_root, allow_code)
         table, sentence = terminal.plan_table(
             planned, run_dir, jobs.device_class(device, precision), memory_limit_mb, fresh
         )
@@ -407,6 +411,18 @@ def run(
     elif result.failed:
         click.echo(f"{result.failed} of {result.total} jobs failed; their log.txt says why.", err=True)
     return result.exit_code
+
+
+def _build_tasks(tasks: Iterable[TaskSpec], data_root: Path | None, allow_code: Sequence[Path]) -> None:
+    """Read the data and build the networks of these tasks, but for those that would download a benchmark set."""
+    from bayes_bench import data
+    from bayes_bench.tasks import build_task
+
+    root = data.resolve_data_root(data_root)
+    for task in tasks:
+        sources = [data.find_source(one.source) for one in (task.data, *task.ood, *task.validation_ood)]
+        if all(one and (one.files is None or one.files.found(root).state == "present") for one in sources):
+            build_task(task, data_root, allow_code)
 
 
 @cli.command()

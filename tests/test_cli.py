@@ -317,6 +317,21 @@ def test_a_dry_run_writes_nothing_and_knows_what_is_finished(call, suite_file: s
     assert "4 of 4" in call("run", suite_file, "--dry-run", "--budget-scale", "0.5", "--fresh").out
 
 
+def test_a_dry_run_of_a_suite_of_ones_own_reads_its_data(call, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\nmethods = ["map"]\nseeds = [0]\n[[tasks]]\nname = "own"\nbudget = 1000\n'
+        'data = { source = "csv", path = "wine.csv", target = "colour" }\n'
+        'network = { name = "mlp", hidden = [5] }\nlikelihood = { name = "categorical" }\n'
+    )
+    outcome = call("run", "own.toml", "--dry-run")
+    assert (outcome.code, "wine.csv" in outcome.err) == (2, True)
+    (tmp_path / "wine.csv").write_text("a,color\n" + "1,red\n2,blue\n" * 20)
+    outcome = call("run", "own.toml", "--dry-run")
+    assert (outcome.code, "colour" in outcome.err) == (2, True)
+    (tmp_path / "wine.csv").write_text("a,colour\n" + "1,red\n2,blue\n" * 20)
+    assert call("run", "own.toml", "--dry-run").code == 0
+
+
 def test_the_quick_variant_is_a_suite_of_its_own(call, suite_file: str, tmp_path: Path) -> None:
     quick = "quick = {budget_scale = 0.25, seeds = [7], seconds_per_job = 20}\n"
     (tmp_path / "my.toml").write_text(quick + (tmp_path / "my.toml").read_text())

@@ -129,7 +129,7 @@ class EntropyCDF(Chart):
 
     title = "Predictive entropy in and out of distribution"
     caption = (
-        "Share of images whose predictive entropy H(p̄) is at most the value on the axis, in nats on [0, ln C]; all "
+        "Share of examples whose predictive entropy H(p̄) is at most the value on the axis, in nats on [0, ln C]; all "
         "seeds together. Wanted: high on the left for test data, low until far right for data from elsewhere."
     )
     width = 3.5
@@ -146,7 +146,7 @@ class EntropyCDF(Chart):
             # Markers apart from each other tell the lines apart without colour.
             every = (3 * i, 28)
             axes.plot(grid, values, markevery=every, **self.look.line(method) | {"markersize": 4})
-        axes.set(xlim=(0, grid[-1]), ylim=(-0.02, 1.02), xlabel="entropy, nats", ylabel="share of images")
+        axes.set(xlim=(0, grid[-1]), ylim=(-0.02, 1.02), xlabel="entropy, nats", ylabel="share of examples")
         axes.text(1, 1.02, f"ln {round(math.exp(grid[-1]))}", ha="right", va="bottom", fontsize=8, color=MUTED,
                   transform=axes.transAxes)  # fmt: skip
 
