@@ -358,7 +358,7 @@ def test_equal_means_are_called_equal(tmp_path):
         write_job(tmp_path, record, predictions)
     write_plan(tmp_path, [record for record, _ in made])
     _, parsed = render(tmp_path)
-    assert "% and b have the same mean." in parsed.words
+    assert "a and b have the same mean, " in parsed.words
 
 
 EVIL = "<script>alert(1)</script>\"'&"

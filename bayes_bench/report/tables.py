@@ -676,15 +676,15 @@ def _headline(comparison: Comparison, metric: str, scale: float, unit: str, digi
         if len(values) == 1:
             return f"{said}; no other method to compare with."
         return f"no ranking ({marks.declined}); the best mean is that of {said}."
-    said = f"{marks.best} {_spoken(values[marks.best], scale, digits)}{unit}"
+    value = f"{_spoken(values[marks.best], scale, digits)}{unit}"
     equal = [m for m in values if m in marks.tied and marks.differences[m].value == 0]
     tied = [m for m in values if m in marks.tied and m not in equal]
     behind = [m for m in values if m in marks.differences and m not in marks.tied]
     unranked = [m for m in values if m != marks.best and m not in marks.differences]
     if equal:
-        text = f"{said} and {_few(equal)} have the same mean" + (", and it is the best" if tied or behind else "")
+        text = f"{_few([marks.best, *equal])} have the {'best' if tied or behind else 'same'} mean, {value}"
     else:
-        text = f"{said} {'has the best mean' if tied else 'is best'}"
+        text = f"{marks.best} {value} {'has the best mean' if tied else 'is best'}"
     if tied:
         text += f", not distinguishable from {_few(tied)}"
     if behind:
