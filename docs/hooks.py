@@ -143,7 +143,7 @@ def results_of(name: str) -> str:
     # In the ablation a method is one of its variants, with settings of that suite's own.
     for folder in sorted(path.parent for path in REFERENCE.glob("*/summary.csv") if path.parent.name != "ablation"):
         frame = pd.read_csv(folder / "summary.csv")
-        for task, rows in frame[frame["method"] == name].groupby("task"):
+        for _, rows in frame[frame["method"] == name].groupby("task"):
             row = rows.iloc[0]
             shown = [
                 f"{label} {_printed(row, metric, scale, decimals)}"
@@ -157,10 +157,10 @@ def results_of(name: str) -> str:
             ]
             home = posixpath.dirname(f"docs/{_page_of(name)}")
             page = posixpath.relpath(f"reports/reference/{folder.name}/report.html", home)
-            lines.append([f"[{task}]({page})", str(int(row["seeds"])), "; ".join(shown)])
+            lines.append([f"[{folder.name}]({page})", str(int(row["seeds"])), "; ".join(shown)])
     if not lines:
         return ""
-    return "\n\n## Measured\n\n" + _table(["task", "seeds", "accuracy and ECE in %, mean ± std over seeds"], lines)
+    return "\n\n## Measured\n\n" + _table(["results", "seeds", "accuracy and ECE in %, mean ± std over seeds"], lines)
 
 
 def _printed(row: Any, metric: str, scale: float, decimals: int) -> str:
