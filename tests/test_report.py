@@ -34,7 +34,7 @@ from bayes_bench.report.charts.classification import (
     roc_curve,
 )
 from bayes_bench.report.charts.regression import Curves
-from bayes_bench.report.charts.training import Training
+from bayes_bench.report.charts.training import Training, pareto_front
 from bayes_bench.report.page import open_book, without_figures
 from bayes_bench.report.tables import decimals_for, number, signed, tables_for
 
@@ -359,6 +359,11 @@ def test_equal_means_are_called_equal(tmp_path):
     write_plan(tmp_path, [record for record, _ in made])
     _, parsed = render(tmp_path)
     assert "a and b have the same mean, " in parsed.words
+
+
+def test_the_pareto_front_does_not_rank_what_batches_leave_of_a_budget():
+    points = pd.DataFrame({"cost": [4965.0, 4997.0, 4990.0, 100.0], "nll": [0.5, 0.3, 0.4, 0.9]})
+    assert pareto_front(points)["nll"].tolist() == [0.9, 0.3]
 
 
 EVIL = "<script>alert(1)</script>\"'&"

@@ -143,6 +143,13 @@ def _settled(series: Sequence[tuple[Floats, Floats]]) -> tuple[float, float]:
     return range_of([y for y in after if y.size] or [y for _, y in series])
 
 
+def pareto_front(points: pd.DataFrame) -> pd.DataFrame:
+    """The rows (``cost``, ``nll``) that no other beats: none has a lower NLL at the same cost, up to 1 %, or less."""
+    cost, nll = points["cost"].to_numpy(), points["nll"].to_numpy()
+    beaten = np.any((cost <= 1.01 * cost[:, None]) & (nll < nll[:, None]), axis=1)
+    return points.iloc[np.flatnonzero(~beaten)].sort_values("cost")
+
+
 class QualityCost(Chart):
     """Negative log likelihood against what it cost, by every measure of cost, with the Pareto front."""
 
@@ -151,7 +158,8 @@ class QualityCost(Chart):
         "Test NLL (lower is better) against gradient evaluations of the target network; against training seconds, "
         "which also count discriminators, flows and generators; against the seconds that 1,000 predictions take with "
         "all networks; and against the parameters that are stored. Dots: mean over seeds, bars: standard deviation; "
-        "dotted: the Pareto front, methods that no other beats in both (of all methods, hidden ones too)."
+        "dotted: the Pareto front, methods that no other beats in both (of all methods, hidden ones too; costs within "
+        "1 % of each other count as equal)."
     )
     width = 2.6
     height = 2.4
@@ -171,8 +179,7 @@ class QualityCost(Chart):
         for method, row in zip(points["method"], points.drop(columns="method").to_numpy(float), strict=True):
             style = self.look.line(method) | {"linestyle": "none", "markersize": 7, "elinewidth": 0.9}
             self.errorbar(axes, method, row[0], row[2], style, xerr=row[1], yerr=row[3])
-        front = points.sort_values(["cost", "nll"])
-        front = front[front["nll"] <= front["nll"].cummin()]
+        front = pareto_front(points)
         axes.plot(front["cost"], front["nll"], color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1,
                   drawstyle="steps-post")  # fmt: skip
         axes.set_xlabel(panel.removeprefix("NLL against "))
