@@ -799,9 +799,9 @@ def _difference(
     over_seeds = [values for values in ((left - right,) if paired else (left, right)) if len(values) > 1]
     parts += [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in over_seeds]
     variance = sum(part for part, _ in parts)
-    half = 0.0
-    if variance > 0:
-        freedom = variance**2 / sum(part**2 / max(1, own) for part, own in parts)
+    half = 0.0 if variance == 0 else math.inf
+    if 0 < variance < math.inf:
+        freedom = 1 / sum((part / variance) ** 2 / max(1, own) for part, own in parts)
         half = _quantile(level, methods, freedom) * math.sqrt(variance)
     return Difference(metric, first[0], second[0], value, value - half, value + half, min(len(left), len(right)), level)
 
