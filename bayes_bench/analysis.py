@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from bayes_bench import metrics, store
 from bayes_bench.errors import UsageError, counted, unknown_name
@@ -808,6 +807,8 @@ def _difference(
 
 def _quantile(level: float, methods: int, freedom: float) -> float:
     """Of Student's t for two methods; for more of the studentized range over √2, interpolated between ``FREEDOMS``."""
+    from scipy import stats  # takes most of a second
+
     if methods == 2:
         return float(stats.t.ppf((1 + level) / 2, freedom))
     below = max(own for own in FREEDOMS if own <= max(1.0, freedom))
@@ -821,6 +822,8 @@ def _quantile(level: float, methods: int, freedom: float) -> float:
 
 @cache
 def _range_quantile(level: float, methods: int, freedom: float) -> float:
+    from scipy import stats
+
     return float(stats.studentized_range.ppf(level, methods, freedom)) / math.sqrt(2)
 
 
