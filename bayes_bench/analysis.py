@@ -860,7 +860,7 @@ def mark_best(
     ranked = {name: s for name, s in statistics.items() if len(s.seeds) >= MIN_SEEDS_TO_RANK}
     if len(statistics) < 2:
         return Marks(None, declined="one method has a value")
-    if ranked and len(ranked) < 2:
+    if len(ranked) == 1:
         return Marks(None, declined=f"only {next(iter(ranked))} has {MIN_SEEDS_TO_RANK} seeds, which a ranking takes")
     if not ranked:
         seeds = max(len(s.seeds) for s in statistics.values())

@@ -15,6 +15,7 @@ import pandas as pd
 
 from bayes_bench import metrics
 from bayes_bench.analysis import Evidence, Marks, budget_share, mark_best, published_frame, statistic
+from bayes_bench.errors import counted
 
 NOTES = "abcdefghijklmnopqrstuvwxyz"
 SHARES = {
@@ -209,7 +210,7 @@ def tags_of(comparison: Comparison, method: str) -> tuple[str, ...]:
         found.append("uses prior: no")
     if supports := {record["support"] for record in records if record.get("support") is not None}:
         count = max(supports)
-        found.append(f"{count} network{'s' if count > 1 else ''}")
+        found.append(counted(count, "network"))
     if len(comparison.jobs.get(method, ())) < len(records):
         found.append("failed jobs")
     return tuple(found)
@@ -235,7 +236,7 @@ def _cell(comparison: Comparison, method: str, column: Column, decimals: int, no
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     # Where nothing is compared, a spread of exactly 0 (parameters, evaluations) only clutters.
     spread = f"± {number(std, decimals)}" if len(values) > 1 and (column.marked or std > 0) else ""
-    title = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
+    title = counted(len(values), "seed")
     expected = len(comparison.jobs[method])
     if len(values) < expected:
         title += f" of {expected}: {comparison.reason(method, column.metric)}"
