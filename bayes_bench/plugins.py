@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -29,6 +30,19 @@ def by_name(group: str) -> dict[str, list[EntryPoint]]:
         if not any(owner(other) == owner(point) and other.value == point.value for other in found.get(point.name, [])):
             found.setdefault(point.name, []).append(point)
     return found
+
+
+def names_of(group: str, cls: type) -> list[str]:
+    """The names under which packages register a class, sorted; imports nothing."""
+
+    def is_of(point: EntryPoint) -> bool:
+        if point.value == f"{cls.__module__}:{cls.__qualname__}":
+            return True
+        # Another module may hand it on.
+        module, _, attribute = point.value.partition(":")
+        return getattr(sys.modules.get(module), attribute, None) is cls
+
+    return sorted(name for name, points in by_name(group).items() if any(map(is_of, points)))
 
 
 def twice(points: list[EntryPoint], what: str) -> str:

@@ -24,6 +24,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bayes_bench import plugins
 from bayes_bench.errors import (
     DataError,
     DivergenceError,
@@ -92,6 +93,8 @@ class WeightPosterior(ABC):
     """
 
     Config: ClassVar[type[MethodConfig]]
+    former_names: ClassVar[tuple[str, ...]] = ()
+    """What files that were saved before the class moved call it, ``module:Class``; they load as well."""
     uses_prior: bool
 
     def __init__(
@@ -413,8 +416,8 @@ class WeightPosterior(ABC):
         """
         with _opened(path) as (about, file):
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        expected = f"{cls.__module__}:{cls.__qualname__}"
-        if about.get("method") != expected:
+        expected = cls._names()[0]
+        if about.get("method") not in cls._names():
             raise DataError(f"{path} holds a posterior of {about.get('method', 'no known method')}, not {expected}")
         try:
             config = cls.Config(**about.get("config", {}))
@@ -435,6 +438,17 @@ class WeightPosterior(ABC):
         return posterior
 
     @final
+    @classmethod
+    def read_about(cls, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """What a file of this method says of itself, beside its tensors: the method is called as it is now.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        with _opened(path) as (about, _):
+            return about | {"method": cls._names()[0]} if about.get("method") in cls._names() else about
+
+    @final
     def fingerprint(self) -> str:
         """SHA-256 over the network's printed form, names and shapes, frozen values and buffers, and the likelihood."""
         shapes = [(name, tuple(shape)) for name, shape in self.shapes.items()]
@@ -444,8 +458,12 @@ class WeightPosterior(ABC):
         return digest.hexdigest()
 
     def _about(self) -> dict[str, Any]:
-        method = f"{type(self).__module__}:{type(self).__qualname__}"
-        return {"method": method, "config": json.loads(self.config.model_dump_json())}
+        return {"method": self._names()[0], "config": json.loads(self.config.model_dump_json())}
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        """What stored posteriors may call this method: first its registered name, which outlives a moved module."""
+        return [*plugins.names_of(plugins.METHODS, cls), f"{cls.__module__}:{cls.__qualname__}", *cls.former_names]
 
     # Help for methods -------------------------------------------------------------------------------------
 

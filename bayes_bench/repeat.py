@@ -195,8 +195,10 @@ def _compare(recorded: Recorded, new: Mapping[str, Any], out: Path, before: Mapp
         if old["files"].get(name, {}).get("sha256") != new["files"][name]["sha256"]:
             if isinstance(stored, str):
                 arrays.append(ArrayDifference(name, problem="the file's checksum differs"))
-            else:
-                arrays += _arrays(stored, _load(out / name)) or [ArrayDifference(name, problem="the metadata differ")]
+            elif apart := _arrays(stored, _load(out / name)):
+                arrays += apart
+            elif name != store.POSTERIOR or not _same_posterior(recorded, out):
+                arrays.append(ArrayDifference(name, problem="the metadata differ"))
     differences = tuple(_differences(where, old, new))
     return Repetition(new, not arrays and not differences, tuple(arrays), differences, tuple(notes))
 
@@ -231,6 +233,13 @@ def _arrays(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[ArrayDiffere
             differing = int((left != right).sum())
             found.append(ArrayDifference(name, differing, left.size, float(apart.max(initial=0.0))))
     return found
+
+
+def _same_posterior(recorded: Recorded, out: Path) -> bool:
+    """Whether two files say the same of themselves; older versions called methods by their modules."""
+    method = registry.method_class(recorded.job.method)
+    old, new = (method.read_about(folder / store.POSTERIOR) for folder in (recorded.folder, out))
+    return old == new
 
 
 def _stored(recorded: Recorded, name: str) -> Mapping[str, Any] | str:

@@ -42,6 +42,7 @@ class APD(WeightPosterior):
     """A generator of whole weight vectors that a critic cannot tell from the networks of the teacher's chains."""
 
     Config = APDConfig
+    former_names = ("bayes_bench_baselines.apd:APD",)
     uses_prior = True
     config: APDConfig
 

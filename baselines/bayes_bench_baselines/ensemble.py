@@ -16,6 +16,7 @@ class DeepEnsemble(WeightPosterior):
     """M networks that differ by initialisation and order of the data; a draw gives M at the most."""
 
     Config = DeepEnsembleConfig
+    former_names = ("bayes_bench_baselines.ensemble:DeepEnsemble",)
     config: DeepEnsembleConfig
 
     _weights: WeightSamples

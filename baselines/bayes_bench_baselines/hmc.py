@@ -47,6 +47,7 @@ class HMC(StoredChains):
     """
 
     Config = HMCConfig
+    former_names = ("bayes_bench_baselines.hmc:HMC",)
     config: HMCConfig
 
     @property

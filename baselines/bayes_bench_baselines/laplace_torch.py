@@ -31,6 +31,7 @@ class Laplace(WeightPosterior):
     """N(w_MAP, (GGN + prior precision)⁻¹) over the last layer's weights or all of them."""
 
     Config = LaplaceConfig
+    former_names = ("bayes_bench_baselines.laplace_torch:Laplace",)
     uses_prior = True
 
     _map: dict[str, Tensor]

@@ -16,6 +16,7 @@ class MAP(WeightPosterior):
     """A point estimate: argmin of mean NLL − log prior / N."""
 
     Config = MAPConfig
+    former_names = ("bayes_bench_baselines.map:MAP",)
     uses_prior = True
     support = 1
 

@@ -38,6 +38,7 @@ class MCDropout(WeightPosterior):
     """
 
     Config = MCDropoutConfig
+    former_names = ("bayes_bench_baselines.mcdropout:MCDropout",)
     uses_prior = True
     config: MCDropoutConfig
 

@@ -47,6 +47,7 @@ class MNF(WeightPosterior):
     """
 
     Config = MNFConfig
+    former_names = ("bayes_bench_baselines.mnf:MNF",)
     uses_prior = True
     config: MNFConfig
 

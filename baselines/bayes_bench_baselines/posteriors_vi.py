@@ -18,6 +18,7 @@ class VI(WeightPosterior):
     """q(w) = Π N(μ_i, σ_i²), by the evidence lower bound."""
 
     Config = VIConfig
+    former_names = ("bayes_bench_baselines.posteriors_vi:VI",)
     uses_prior = True
 
     _mean: dict[str, Tensor]

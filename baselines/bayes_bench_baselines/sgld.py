@@ -14,6 +14,7 @@ class SGLD(StoredChains):
     """Networks stored along stochastic-gradient Markov chains at temperature 1."""
 
     Config = SGLDConfig
+    former_names = ("bayes_bench_baselines.sgld:SGLD",)
     config: SGLDConfig
 
     def _check_fit(self, data: FitData, budget: int) -> None:

@@ -26,6 +26,7 @@ class HyperGAN(WeightPosterior):
     """
 
     Config = HyperGANConfig
+    former_names = ("bayes_bench.hypergan.hypergan:HyperGAN",)
     config: HyperGANConfig
 
     @property
