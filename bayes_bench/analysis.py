@@ -19,11 +19,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bayes_bench import metrics, store
+from bayes_bench import metrics
 from bayes_bench.errors import UsageError, counted, unknown_name
 from bayes_bench.metrics import calibration, classification, regression
 from bayes_bench.metrics.base import GROUP_SIZES, Floats, Ints, JobPredictions, summarise
 from bayes_bench.metrics.calibration import BINS, bin_index
+from bayes_bench.results.folder import job_folder, load_predictions, read_records, read_run
+from bayes_bench.results.schema import canonical_hash
 
 MIN_SEEDS_TO_RANK = 3
 LEVEL = 0.95
@@ -115,7 +117,7 @@ class Run:
         """The stored predictions of a finished job; ``DataError`` where they are missing or damaged."""
         here = (self.folder, record["label"])
         folder, label = self.origins.get((record["label"], record["key"]), here)
-        return store.load_predictions(store.job_folder(folder, record["task"], label, record["seed"], record["key"]))
+        return load_predictions(job_folder(folder, record["task"], label, record["seed"], record["key"]))
 
     def missing(self) -> list[str]:
         """Planned jobs of the latest invocation without a record, in words."""
@@ -135,8 +137,8 @@ def load_run(run_dir: Path | str) -> Run:
         DataError: ``run.json`` is damaged (a damaged record is only a problem in words).
     """
     folder = Path(run_dir)
-    description = store.read_run(folder)
-    found, problems = store.read_records(folder)
+    description = read_run(folder)
+    found, problems = read_records(folder)
     return Run(folder, description, tuple(_latest([record for _, record in found])), tuple(problems))
 
 
@@ -165,7 +167,7 @@ def comparison_of(record: Mapping[str, Any]) -> str:
     spec = {k: v for k, v in (record.get("task_spec") or {}).items() if k not in _COSMETIC and v is not None}
     checksum = (record.get("data") or {}).get("checksum")
     budget = (record.get("budget") or {}).get("total")
-    return store.canonical_hash([record["suite"], record["task"], spec, checksum, budget])[:8]
+    return canonical_hash([record["suite"], record["task"], spec, checksum, budget])[:8]
 
 
 def variant_of(record: Mapping[str, Any]) -> str:
@@ -177,7 +179,7 @@ def variant_of(record: Mapping[str, Any]) -> str:
         record.get("config"),
         record.get("variant"),
     ]
-    return store.canonical_hash(parts)[:8]
+    return canonical_hash(parts)[:8]
 
 
 def display_labels(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import click
 
 from bayes_bench.errors import BayesBenchError, DataError, UsageError, named, printable, unknown_name
-from bayes_bench.machine import MEMORY_LIMIT_MB, MOST_THREADS
+from bayes_bench.host.machine import MEMORY_LIMIT_MB, MOST_THREADS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -350,8 +350,9 @@ def run(
 
     Exit code: 0, or 1 when a job failed, 2 for a mistake in the input, 130 after Ctrl-C.
     """
-    from bayes_bench import jobs, store
+    from bayes_bench import jobs
     from bayes_bench.executors import Workers
+    from bayes_bench.results.folder import check_run_dir
     from bayes_bench.suite import load_suite
 
     workers = Workers(executor, at_once, timeout, address, cpus_per_job, gpus_per_job)
@@ -368,7 +369,7 @@ def run(
         warn=lambda sentence: click.echo(sentence, err=True),
     )
     run_dir = out or Path("reports/runs") / "+".join(spec.name for spec in specs)
-    store.check_run_dir(run_dir)
+    check_run_dir(run_dir)
     from bayes_bench import terminal
 
     if dry_run:
@@ -446,14 +447,14 @@ def report(runs: tuple[Path, ...], recompute: bool, out: Path | None, export: Pa
     Writes results.csv, summary.csv and report.html from what is stored, also of an unfinished run. Methods that have
     other settings in another of the RUNs are told apart by the folders' names.
     """
-    from bayes_bench import store
+    from bayes_bench.results.folder import RUN, read_run
 
     for folder in runs:
-        store.read_run(folder)
+        read_run(folder)
     if len(runs) > 1 and out is None:
         raise UsageError("the common page of several runs needs a folder of its own; give --out FOLDER")
     itself = len(runs) == 1 and out is not None and out.resolve() == runs[0].resolve()
-    if out is not None and (out / store.RUN).exists() and not itself:
+    if out is not None and (out / RUN).exists() and not itself:
         raise UsageError(f"{out} is a run folder with a page of its own; choose another --out")
     from bayes_bench import report as rendering
     from bayes_bench.analysis import load_run
@@ -765,8 +766,9 @@ def data_() -> None:
 @data_root_option
 def data_list(data_root: Path | None) -> None:
     """List the sets, where each is looked for, and the shipped suites that use it."""
-    from bayes_bench import data, machine, terminal
+    from bayes_bench import data, terminal
     from bayes_bench.data import catalogue
+    from bayes_bench.host import machine
 
     root = data.resolve_data_root(data_root)
     rows = [
@@ -854,9 +856,10 @@ def compare(before: Path, after: Path, metrics: str | None, csv: Path | None, fa
         if places:
             click.echo(f"only in {name}: " + "; ".join(f"{task}, {method}" for task, method in places))
     if csv is not None:
-        from bayes_bench import report, store
+        from bayes_bench import report
+        from bayes_bench.host.files import write_text
 
-        store.write_text(csv, report.csv(found.frame()))
+        write_text(csv, report.csv(found.frame()))
         click.echo(f"Written: {csv}")
     return 1 if fail_on_worse and found.worse else 0
 
@@ -872,9 +875,9 @@ def verify(run_dir: Path) -> int:
 
     Exit code: 0 when all agree, 1 when anything differs or is damaged, 2 where RUN is no run folder.
     """
-    from bayes_bench import store
+    from bayes_bench.results.folder import read_run
 
-    store.read_run(run_dir)
+    read_run(run_dir)
     from bayes_bench import terminal, verification
 
     found = verification.verify(run_dir)
@@ -921,14 +924,15 @@ def rerun(
     """
     import tempfile
 
-    from bayes_bench import repeat, store, terminal
+    from bayes_bench import repeat, terminal
+    from bayes_bench.results.folder import SNAPSHOTS, check_run_dir
 
     recorded = repeat.read(record)
     if out is not None:
         # Snapshots are those of a repetition that was interrupted: it goes on from them.
-        if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {store.SNAPSHOTS}):
+        if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {SNAPSHOTS}):
             raise UsageError(f"{out} is not an empty folder; choose another --out")
-        store.check_run_dir(out, store.SNAPSHOTS)
+        check_run_dir(out, SNAPSHOTS)
     console = terminal.stdout()
 
     def tell(differences: list[Any]) -> None:
@@ -996,11 +1000,12 @@ def predict(
     information (nats); or for a regression, in the units of the targets, the mean, the epistemic standard
     deviation (between networks) and the total one (with the noise).
     """
-    from bayes_bench import store
+    from bayes_bench.host.files import write_text
+    from bayes_bench.results.folder import read_run
 
     if out is not None and not out.absolute().parent.is_dir():
         raise UsageError(f"cannot write {out}: no folder {out.parent}")
-    store.read_run(run_dir)
+    read_run(run_dir)
     if not file.exists():
         raise DataError(f"cannot read {file}: no such file or folder")
     from bayes_bench import data, restore
@@ -1011,7 +1016,7 @@ def predict(
     if out is None:
         click.echo(text, nl=False)
         return
-    store.write_text(out, text)
+    write_text(out, text)
     record = fitted.record
     click.echo(
         f"{len(x)} predictions of {record['networks']} networks ({record['task']}/{record['label']}, "
@@ -1032,8 +1037,8 @@ def _prediction_csv(fitted: FittedJob, prediction: ClassPrediction | ValuePredic
 
     import numpy as np
 
+    from bayes_bench.host.files import spreadsheet_safe
     from bayes_bench.predictive import ClassPrediction
-    from bayes_bench.store import spreadsheet_safe
 
     columns: dict[str, np.ndarray] = {}
     if isinstance(prediction, ClassPrediction):

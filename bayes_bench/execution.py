@@ -26,17 +26,20 @@ import torch
 from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
-from bayes_bench import machine, memory, registry, store
+from bayes_bench import memory, registry
 from bayes_bench.errors import named
 from bayes_bench.gallery import gallery
+from bayes_bench.host import machine
+from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs import Job, device_class
 from bayes_bench.likelihood import RESERVED
 from bayes_bench.measure import measure
 from bayes_bench.networks import layer_names
 from bayes_bench.posterior import WeightPosterior, WeightSamples
+from bayes_bench.results.folder import SNAPSHOTS, check_new_record, write_job
+from bayes_bench.results.schema import FORMAT
 from bayes_bench.snapshots import EVERY, Snapshots
 from bayes_bench.stacked import take
-from bayes_bench.stopping import Stop
 from bayes_bench.suite import CustomNetworkSpec
 from bayes_bench.tasks import Standardiser, Task
 from bayes_bench.threads import is_small, limited_threads
@@ -135,7 +138,7 @@ def execute(
     """
     device = torch.device(conditions.device)
     snapshots = Snapshots(
-        item.folder / store.SNAPSHOTS,
+        item.folder / SNAPSHOTS,
         {"job": item.key, "code": code_of(item.job, conditions.allow_code), "torch": torch.__version__},
         every=conditions.snapshot_every,
         stop=stop,
@@ -155,7 +158,7 @@ def execute(
         posterior: WeightPosterior | None = None
         try:
             posterior, measured, predictions = _fit_and_predict(item, conditions, monitor, snapshots)
-            store.check_new_record(record | measured)  # a plug-in's fit may say anything of itself
+            check_new_record(record | measured)  # a plug-in's fit may say anything of itself
             record |= measured
             record |= measure(predictions, record) | {"status": "ok"}
         except KeyboardInterrupt:
@@ -170,7 +173,7 @@ def execute(
     log += [f"alarm: {alarm}" for alarm in record["alarms"]]
     record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     log.append(f"{record['finished']} {record['status']}" + (f": {record['error']}" if record["error"] else ""))
-    return store.write_job(
+    return write_job(
         item.folder,
         record,
         predictions=predictions,
@@ -205,7 +208,7 @@ def write_failure(item: Keyed, conditions: Conditions, error: str, log: str) -> 
     record["finished"] = record["started"]
     record["machine"]["threads"] = conditions.threads or default_threads(item.task)
     lines = [_first_line(item, now), log, f"{record['finished']} failed: {error}"]
-    return store.write_job(item.folder, record, log="\n".join(lines) + "\n")
+    return write_job(item.folder, record, log="\n".join(lines) + "\n")
 
 
 def _first_line(item: Keyed, started: datetime) -> str:
@@ -450,7 +453,7 @@ def _record_before(item: Keyed, started: datetime, conditions: Conditions) -> di
     """A record with all that is known before training; as it is, the record of a failure."""
     job, task = item.job, item.task
     return {
-        "format": store.FORMAT,
+        "format": FORMAT,
         "key": item.key,
         "variant": item.variant,
         "status": "failed",

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from bayes_bench.metrics.base import summarise
-from bayes_bench.records import LARGEST_IMAGE
+from bayes_bench.results.schema import LARGEST_IMAGE
 from bayes_bench.tasks import Standardiser
 
 IMAGES = 8

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bayes_bench import plugins, registry
+from bayes_bench import registry
 from bayes_bench.errors import DataError, PluginError, UsageError, unknown_name
-from bayes_bench.machine import MEMORY_LIMIT_MB
+from bayes_bench.host import plugins
+from bayes_bench.host.machine import MEMORY_LIMIT_MB
+from bayes_bench.results.folder import RECORD, job_state, safe_name
+from bayes_bench.results.schema import canonical_hash, read_record
 from bayes_bench.settings import LARGEST_INTEGER, Settings, parse_toml
-from bayes_bench.store import RECORD, canonical_hash, job_state, read_record, safe_name
 from bayes_bench.suite import LARGEST_SEED, CategoricalSpec, MethodEntry, SuiteSpec, TaskSpec
 
 # Parts of a task that change no result by themselves: texts, hints, what a job resolves on its own (budget and

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from bayes_bench import metrics, reference, store
+from bayes_bench import metrics, reference
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.jobs import NOT_IN_KEY
 from bayes_bench.metrics.diversity import alarms
-from bayes_bench.suite import COLLAPSE_THRESHOLD, QUICK_SUFFIX, SuiteSpec, load_suite, shipped_suites
+from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
+from bayes_bench.results.lock import locked
+from bayes_bench.settings import COLLAPSE_THRESHOLD
+from bayes_bench.suite import QUICK_SUFFIX, SuiteSpec, load_suite, shipped_suites
 
 
 def measure(predictions: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def measure_again(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         DivergenceError: they contain NaN or infinity.
         StorageError: the record cannot be written.
     """
-    return store.write_record(folder, {**record, **measure(store.load_predictions(folder), record)})
+    return write_record(folder, {**record, **measure(load_predictions(folder), record)})
 
 
 def recompute_metrics(run_dir: Path) -> int:
@@ -63,10 +66,10 @@ def recompute_metrics(run_dir: Path) -> int:
         UsageError: not a run folder, or in use.
         DataError: stored predictions are damaged.
     """
-    store.read_run(run_dir)
+    read_run(run_dir)
     count = 0
-    with store.locked(run_dir):
-        for folder, record in store.read_records(run_dir)[0]:
+    with locked(run_dir):
+        for folder, record in read_records(run_dir)[0]:
             if record["status"] == "ok":
                 measure_again(folder, record | {"task_spec": _as_shipped(record)})
                 count += 1
@@ -87,7 +90,7 @@ def renewed(folder: Path, record: Mapping[str, Any], compared: Mapping[str, Any]
     new = {**record, "task_spec": {**spec, **compared}}
     if changed - {"published"}:
         return measure_again(folder, new)
-    return store.write_record(folder, new) if changed else dict(record)
+    return write_record(folder, new) if changed else dict(record)
 
 
 def _as_shipped(record: Mapping[str, Any]) -> dict[str, Any]:

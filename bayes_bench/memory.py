@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayes_bench import machine
 from bayes_bench.errors import MemoryLimitError
+from bayes_bench.host import machine
 from bayes_bench.posterior import WeightPosterior
 from bayes_bench.tasks import Task
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bayes_bench import machine, plugins, userfile
 from bayes_bench.errors import UsageError, unknown_name
+from bayes_bench.host import machine, plugins, userfile
 from bayes_bench.suite import ConvNetSpec, CustomNetworkSpec, MLPSpec, NetworkSpec, ResNetSpec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

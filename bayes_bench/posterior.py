@@ -24,7 +24,6 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bayes_bench import plugins
 from bayes_bench.errors import (
     DataError,
     DivergenceError,
@@ -34,8 +33,10 @@ from bayes_bench.errors import (
     UsageError,
 )
 from bayes_bench.examples import Examples, FitData
+from bayes_bench.host import plugins
+from bayes_bench.host.files import replacing
+from bayes_bench.host.machine import memory_bytes
 from bayes_bench.likelihood import RESERVED, Likelihood
-from bayes_bench.machine import memory_bytes
 from bayes_bench.networks import layer_names
 from bayes_bench.predictive import (
     ClassPrediction,
@@ -51,7 +52,6 @@ from bayes_bench.prior import GaussianPrior
 from bayes_bench.settings import MethodConfig, explain
 from bayes_bench.snapshots import Snapshots
 from bayes_bench.stacked import InputScaled, StackedNetwork, take_networks
-from bayes_bench.store import replacing
 from bayes_bench.training import FitSummary, Monitor, SnapshotMismatchError, TrainingLoop
 
 METADATA = "bayes_bench"

@@ -23,11 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from bayes_bench import metrics, records, store
+from bayes_bench import metrics
 from bayes_bench.errors import DataError, UsageError, unknown_name
+from bayes_bench.host.files import replacing
+from bayes_bench.host.shipped import REFERENCE_SUFFIX, reference_folder
 from bayes_bench.metrics.reference import CATALOGUE, class_variance
+from bayes_bench.results import schema
+from bayes_bench.results.folder import load_predictions, read_records, read_run
+from bayes_bench.results.schema import canonical_hash
 from bayes_bench.settings import check_values
-from bayes_bench.suite import REFERENCE_SUFFIX, reference_folder, reference_path
+from bayes_bench.suite import reference_path
 
 FORMAT = 1
 METADATA = "bayes_bench"
@@ -39,28 +44,28 @@ OTHER_NETWORKS = 200
 Arrays = dict[str, NDArray[Any]]
 
 
-class _Job(records.Part):
-    seed: records.Count
-    key: records.Hash
-    networks: records.Positive
-    diagnostics: dict[records.Short, float | None]
+class _Job(schema.Part):
+    seed: schema.Count
+    key: schema.Hash
+    networks: schema.Positive
+    diagnostics: dict[schema.Short, float | None]
 
 
-class _About(records.Part):
+class _About(schema.Part):
     """A reference's metadata, as readers rely on it."""
 
-    identity: records.Hash
-    posterior: records.Table
-    task: records.Short
+    identity: schema.Hash
+    posterior: schema.Table
+    task: schema.Short
     kind: Literal["classification", "regression"]
-    method: records.Short
-    label: records.Short
+    method: schema.Short
+    label: schema.Short
     uses_prior: bool | None
-    budget: records.Positive
-    networks: records.Positive
+    budget: schema.Positive
+    networks: schema.Positive
     jobs: Annotated[list[_Job], Field(min_length=1)]
-    failed_seeds: list[records.Count]
-    resolution: dict[records.Short, float]
+    failed_seeds: list[schema.Count]
+    resolution: dict[schema.Short, float]
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def posterior_of(record: Mapping[str, Any]) -> dict[str, Any]:
 def differences(reference: Reference, record: Mapping[str, Any]) -> list[str]:
     """Parts of ``posterior_of`` in which a job's (or a task's) posterior is not that of the reference."""
     own = posterior_of(record)
-    if reference.about["identity"] == store.canonical_hash(own):
+    if reference.about["identity"] == canonical_hash(own):
         return []
     return [name for name in own if reference.about["posterior"].get(name) != own[name]]
 
@@ -186,7 +191,7 @@ def load(name_or_path: str) -> Reference:
         raise DataError(f"{path} has format {about['format']}, this version reads up to {FORMAT}; update bayes-bench")
     try:
         check_values(about)
-        records.check(_About, about)
+        schema.check(_About, about)
         _check_arrays(arrays)
     except (UsageError, DataError) as error:
         raise DataError(f"the reference {path} is damaged: {error}") from error
@@ -216,7 +221,7 @@ def save(reference: Reference, path: Path) -> None:
 
     metadata = {METADATA: json.dumps(reference.about, allow_nan=False)}
     content = serialise({name: np.ascontiguousarray(array) for name, array in reference.arrays.items()}, metadata)
-    with store.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -239,11 +244,11 @@ def make(run_dir: Path, label: str, task: str | None, out: Path) -> Reference:
     """
     if out.suffix != REFERENCE_SUFFIX:
         raise UsageError(f"a reference is a file *{REFERENCE_SUFFIX}, got {out}")
-    description = store.read_run(run_dir)
+    description = read_run(run_dir)
     jobs, failed = _jobs_of(run_dir, label, task, {job["key"] for job in description["jobs"]})
     records = [record for _, record in jobs]
     first = records[0]
-    drawn = [store.load_predictions(folder) for folder, _ in jobs]
+    drawn = [load_predictions(folder) for folder, _ in jobs]
     suffix = "/log_probs" if first["kind"] == "classification" else ("/mean", "/noise_std")
     names = [name for name in drawn[0] if name.endswith(suffix) and not name.startswith("validation_ood/")]
     for predictions in drawn:
@@ -254,7 +259,7 @@ def make(run_dir: Path, label: str, task: str | None, out: Path) -> Reference:
     posterior = posterior_of(first)
     about = {
         "format": FORMAT,
-        "identity": store.canonical_hash(posterior),
+        "identity": canonical_hash(posterior),
         "posterior": posterior,
         "task": first["task"],
         "kind": first["kind"],
@@ -327,7 +332,7 @@ def _jobs_of(
     run_dir: Path, label: str, task: str | None, planned: set[str]
 ) -> tuple[list[tuple[Path, dict[str, Any]]], list[int]]:
     """Finished jobs in the order of their seeds, and the seeds that failed."""
-    everything = store.read_records(run_dir)[0]
+    everything = read_records(run_dir)[0]
     found = [item for item in everything if item[1]["status"] == "ok"]
     if not found:
         raise UsageError(f"{run_dir} has no finished job")

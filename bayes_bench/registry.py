@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from bayes_bench import userfile
 from bayes_bench.errors import PluginError, UsageError, unknown_name
-from bayes_bench.plugins import CONFIGS, METHODS, by_name, load, owner, twice
+from bayes_bench.host import userfile
+from bayes_bench.host.plugins import CONFIGS, METHODS, by_name, load, owner, twice
 from bayes_bench.settings import NAME_PATTERN, MethodConfig, Range, Space, explain, parse_toml, search_space
 
 if TYPE_CHECKING:

@@ -14,10 +14,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from bayes_bench import machine, registry, store
+from bayes_bench import registry
 from bayes_bench.errors import DataError, UsageError
+from bayes_bench.host import machine
 from bayes_bench.jobs import Job
 from bayes_bench.metrics.cost import MEASURED
+from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, check_file
+from bayes_bench.results.schema import read_record
 from bayes_bench.settings import explain
 from bayes_bench.verification import Difference, compare_metrics
 
@@ -89,12 +92,12 @@ def read(path: Path) -> Recorded:
         DataError: the record is damaged, or is not of a job that can be run.
         PluginError: the method is broken.
     """
-    file = path / store.RECORD if path.is_dir() else path
-    if file.name != store.RECORD or not file.is_file():
+    file = path / RECORD if path.is_dir() else path
+    if file.name != RECORD or not file.is_file():
         raise UsageError(
             f"{path} is not a job; give the folder of one, RUN/jobs/TASK/METHOD/seed-…, or its record.json"
         )
-    record = store.read_record(file)
+    record = read_record(file)
     try:
         surroundings = Surroundings.model_validate(record.get("machine"))
         job = Job.model_validate(
@@ -137,7 +140,7 @@ def repeat(
     from bayes_bench.posterior import resolve_device
     from bayes_bench.tasks import build_task
 
-    before = {name: _stored(recorded, name) for name in (store.PREDICTIONS, store.POSTERIOR)}
+    before = {name: _stored(recorded, name) for name in (PREDICTIONS, POSTERIOR)}
     job, how = recorded.job, recorded.surroundings
     resolve_device(how.place)
     registry.method_class(job.method)
@@ -197,7 +200,7 @@ def _compare(recorded: Recorded, new: Mapping[str, Any], out: Path, before: Mapp
                 arrays.append(ArrayDifference(name, problem="the file's checksum differs"))
             elif apart := _arrays(stored, _load(out / name)):
                 arrays += apart
-            elif name != store.POSTERIOR or not _same_posterior(recorded, out):
+            elif name != POSTERIOR or not _same_posterior(recorded, out):
                 arrays.append(ArrayDifference(name, problem="the metadata differ"))
     differences = tuple(_differences(where, old, new))
     return Repetition(new, not arrays and not differences, tuple(arrays), differences, tuple(notes))
@@ -238,7 +241,7 @@ def _arrays(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[ArrayDiffere
 def _same_posterior(recorded: Recorded, out: Path) -> bool:
     """Whether two files say the same of themselves; older versions called methods by their modules."""
     method = registry.method_class(recorded.job.method)
-    old, new = (method.read_about(folder / store.POSTERIOR) for folder in (recorded.folder, out))
+    old, new = (method.read_about(folder / POSTERIOR) for folder in (recorded.folder, out))
     return old == new
 
 
@@ -255,7 +258,7 @@ def _stored(recorded: Recorded, name: str) -> Mapping[str, Any] | str:
     if not path.is_file() or facts is None:
         return f"{path} is missing: compared by its checksum alone"
     try:
-        store.check_file(path, facts)
+        check_file(path, facts)
     except DataError as error:
         raise DataError(f"{error}, so there is nothing to compare with") from error
     return _load(path)

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from bayes_bench import registry, store
+from bayes_bench import registry
 from bayes_bench.errors import DataError, UsageError, named, unknown_name
+from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
-from bayes_bench.machine import MEMORY_LIMIT_MB
 from bayes_bench.networks import build_network
 from bayes_bench.posterior import WeightPosterior, WeightSamples
 from bayes_bench.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
 from bayes_bench.prior import GaussianPrior
+from bayes_bench.results.folder import POSTERIOR, RECORD, check_file, read_records, read_run
 from bayes_bench.settings import explain
 from bayes_bench.suite import GaussianSpec, HeteroscedasticSpec, LikelihoodSpec, NetworkSpec
 from bayes_bench.tasks import Standardiser
@@ -103,12 +104,12 @@ def load(
     """
     run_dir = Path(run_dir)
     folder, record = _find(run_dir, label, task, seed)
-    path = folder / store.POSTERIOR
-    facts = record["files"].get(store.POSTERIOR)
+    path = folder / POSTERIOR
+    facts = record["files"].get(POSTERIOR)
     if facts is None:
         raise DataError(f"{path} is missing; run the job again to make it anew")
     try:
-        store.check_file(path, facts)
+        check_file(path, facts)
     except DataError as error:
         raise DataError(f"{error}; run the job again with --fresh") from error
     try:
@@ -121,7 +122,7 @@ def load(
             raise ValueError("its network has another number of outputs than its likelihood")
     except (ValueError, LookupError, TypeError) as error:
         reason = str(explain(error, "network")) if isinstance(error, ValidationError) else named(error)
-        raise DataError(f"{folder / store.RECORD} is damaged: {reason}") from error
+        raise DataError(f"{folder / RECORD} is damaged: {reason}") from error
     shape = tuple(record["network"]["input_shape"])
     network = build_network(spec, shape, likelihood.output_width, seeds[0], tuple(allow_code))
     posterior = registry.method_class(record["method"]).load(path, network, likelihood, prior)
@@ -132,8 +133,8 @@ def load(
 
 
 def _find(run_dir: Path, label: str, task: str | None, seed: int | None) -> tuple[Path, dict[str, Any]]:
-    planned = {job["key"] for job in store.read_run(run_dir)["jobs"]}
-    found = [(folder, record) for folder, record in store.read_records(run_dir)[0] if record["status"] == "ok"]
+    planned = {job["key"] for job in read_run(run_dir)["jobs"]}
+    found = [(folder, record) for folder, record in read_records(run_dir)[0] if record["status"] == "ok"]
     if not found:
         raise UsageError(f"{run_dir} has no finished job")
     for kind, key, wanted in (("method", "label", label), ("task", "task", task), ("seed", "seed", seed)):

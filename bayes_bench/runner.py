@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from bayes_bench import executors, machine, reference, registry, store
+from bayes_bench import executors, reference, registry
 from bayes_bench.clock import Clock
 from bayes_bench.errors import BayesBenchError, DataError, MemoryLimitError, UsageError
 from bayes_bench.execution import (
@@ -25,11 +25,16 @@ from bayes_bench.execution import (
     write_failure,
 )
 from bayes_bench.executors import Executor, Outcome, Workers
+from bayes_bench.host import machine
+from bayes_bench.host.shipped import REFERENCE_SUFFIX
+from bayes_bench.host.stopping import Stop, on_signals
 from bayes_bench.jobs import Job, Observer
 from bayes_bench.measure import renewed
+from bayes_bench.results.folder import RUN, check_run_dir, clear_snapshots, job_folder, job_state
+from bayes_bench.results.lock import check_not_in_use, locked
+from bayes_bench.results.schema import FORMAT, write_checked
 from bayes_bench.snapshots import EVERY
-from bayes_bench.stopping import Stop, on_signals
-from bayes_bench.suite import REFERENCE_SUFFIX, SuiteSpec
+from bayes_bench.suite import SuiteSpec
 from bayes_bench.tasks import Task, build_task
 
 CRASHES = 2
@@ -117,8 +122,8 @@ def run(
     workers.check()
     if not snapshot_every > 0:
         raise UsageError(f"--snapshot-every must be a positive number of seconds, got {snapshot_every:g}")
-    store.check_run_dir(run_dir)
-    store.check_not_in_use(run_dir)
+    check_run_dir(run_dir)
+    check_not_in_use(run_dir)
     place = workers.device(device)
     if precision == "tf32" and place != "cuda":
         raise UsageError("precision tf32 is a GPU's; run without --precision, or with --device cuda")
@@ -146,7 +151,7 @@ def run(
     _check_references(keyed, observer)
     _check_threads(keyed, threads, workers, observer)
     stop, books = Stop(), _Books(keyed, conditions, observer, fresh)
-    with executors.choose(workers, conditions, books, stop) as executor, store.locked(run_dir):
+    with executors.choose(workers, conditions, books, stop) as executor, locked(run_dir):
         _write_plan(run_dir, keyed, suites, command, conditions)
         with on_signals(stop, books.stopping):
             books.go(executor, stop)
@@ -187,7 +192,7 @@ class _Books:
         """Run all jobs that are not finished, or those that end before the user stops it."""
         if self._fresh:
             for item in self._waiting:
-                store.clear_snapshots(item.folder)
+                clear_snapshots(item.folder)
         self._clock.slots = executor.slots
         try:
             while True:
@@ -229,7 +234,7 @@ class _Books:
     # What became of a job ------------------------------------------------------------------------------------
 
     def _found_finished(self, item: Keyed) -> bool:
-        state = store.job_state(item.folder, item.key)
+        state = job_state(item.folder, item.key)
         if state.kind == "damaged":
             self._observer.message(f"{state.problem}; the job runs again")
         if state.kind != "finished" or self._fresh:
@@ -398,7 +403,7 @@ def _keyed(jobs: Sequence[Job], run_dir: Path, conditions: Conditions) -> list[K
         task = tasks[job.task.model_dump_json()]
         place = (task.checksum, conditions.device_class, conditions.memory_limit_mb)
         key = job.key(*place)
-        folder = store.job_folder(run_dir, job.task.name, job.label, job.seed, key)
+        folder = job_folder(run_dir, job.task.name, job.label, job.seed, key)
         found.append(Keyed(job, task, key, job.variant(*place), folder))
     return found
 
@@ -411,7 +416,7 @@ def _write_plan(
     conditions: Conditions,
 ) -> None:
     plan = {
-        "format": store.FORMAT,
+        "format": FORMAT,
         "command": list(command),
         "suites": [suite.model_dump(mode="json") for suite in suites],
         "methods": list(dict.fromkeys(item.job.label for item in keyed)),
@@ -431,4 +436,4 @@ def _write_plan(
             for item in keyed
         ],
     }
-    store.write_checked(run_dir / store.RUN, plan)
+    write_checked(run_dir / RUN, plan)

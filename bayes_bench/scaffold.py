@@ -6,11 +6,11 @@ import importlib.util
 import keyword
 import re
 import tempfile
-from importlib import resources
 from pathlib import Path
 
 from bayes_bench import registry
 from bayes_bench.errors import StorageError, UsageError
+from bayes_bench.host.shipped import shipped_folder
 
 PREFIX = "bayes-bench-"
 FILES = ("README.md", "bayes_bench_jitter.py", "pyproject.toml", "tests/test_jitter.py")
@@ -60,8 +60,7 @@ def module_of(name: str) -> str:
 
 def _template() -> dict[str, str]:
     """The files of the example plug-in, by their path in it (in a checkout: ``examples/plugin``)."""
-    shipped = Path(str(resources.files("bayes_bench"))) / "plugin"
-    folder = shipped if shipped.is_dir() else Path(__file__).resolve().parent.parent / "examples" / "plugin"
+    folder = shipped_folder("plugin", "examples/plugin")
     return {path: (folder / path).read_text(encoding="utf-8") for path in FILES}
 
 

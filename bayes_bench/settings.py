@@ -232,3 +232,7 @@ def _message(problem: Any) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"
+
+
+COLLAPSE_THRESHOLD = 0.01
+"""Mean total variation between two networks on out-of-distribution data below which a draw is collapsed."""

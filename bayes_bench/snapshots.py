@@ -23,8 +23,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from bayes_bench.errors import DataError
-from bayes_bench.stopping import Stop
-from bayes_bench.store import replacing
+from bayes_bench.host.files import replacing
+from bayes_bench.host.stopping import Stop
 
 FORMAT = 1
 METADATA = "bayes_bench"

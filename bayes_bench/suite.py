@@ -7,20 +7,17 @@ checked here as far as it needs no data; ``bayes_bench.tasks`` turns a ``TaskSpe
 from __future__ import annotations
 
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from bayes_bench import plugins
 from bayes_bench.errors import UsageError, unknown_name
-from bayes_bench.settings import NAME_PATTERN, Settings, explain, parse_toml, setting
+from bayes_bench.host import plugins
+from bayes_bench.host.shipped import REFERENCE_SUFFIX, reference_folder, suite_folder
+from bayes_bench.settings import COLLAPSE_THRESHOLD, NAME_PATTERN, Settings, explain, parse_toml, setting
 
-REFERENCE_SUFFIX = ".safetensors"
 QUICK_SUFFIX = "-quick"
-COLLAPSE_THRESHOLD = 0.01
-"""Mean total variation between two networks on out-of-distribution data below which a draw is collapsed."""
 LARGEST_SEED = 2**63 - 1
 LARGEST_SUITE = 4 * 2**20
 """Bytes of a suite's file; no suite comes near."""
@@ -289,12 +286,6 @@ class SuiteSpec(Settings):
         )
 
 
-def suite_folder() -> Path:
-    """The folder of the suites that come with the package (in a checkout: ``benchmarks/``)."""
-    shipped = Path(str(resources.files("bayes_bench"))) / "suites"
-    return shipped if shipped.is_dir() else Path(__file__).resolve().parent.parent / "benchmarks"
-
-
 def shipped_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(suite_folder().glob("*.toml"))}
 
@@ -305,12 +296,6 @@ def installed_suites() -> dict[str, str]:
     return {
         name: " and ".join(map(plugins.owner, found[name])) for name in sorted(found.keys() - shipped_suites().keys())
     }
-
-
-def reference_folder() -> Path:
-    """The folder of the references that come with the package (in a checkout: ``benchmarks/references/``)."""
-    shipped = Path(str(resources.files("bayes_bench"))) / "references"
-    return shipped if shipped.is_dir() else suite_folder() / "references"
 
 
 def reference_path(name_or_path: str) -> Path:

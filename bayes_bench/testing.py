@@ -31,6 +31,7 @@ from torch.func import functional_call
 
 from bayes_bench.errors import PluginError, UnsupportedNetworkError
 from bayes_bench.examples import Examples, FitData
+from bayes_bench.host.stopping import Stop
 from bayes_bench.likelihood import LOG_NOISE, Categorical, Gaussian, Likelihood
 from bayes_bench.networks import convnet, mlp
 from bayes_bench.posterior import WeightPosterior, WeightSamples
@@ -38,7 +39,6 @@ from bayes_bench.prior import GaussianPrior
 from bayes_bench.settings import MethodConfig
 from bayes_bench.snapshots import Snapshots
 from bayes_bench.stacked import InputScaled
-from bayes_bench.stopping import Stop
 from bayes_bench.training import FitSummary
 
 Method = type[WeightPosterior]

@@ -23,10 +23,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from bayes_bench import jobs, machine, metrics, records, registry, store
+from bayes_bench import jobs, metrics, registry
 from bayes_bench.errors import DataError, DivergenceError, UsageError, named, unknown_name
+from bayes_bench.host import machine
+from bayes_bench.host.files import spreadsheet_safe, write_text, writing
+from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.jobs import Job, Override
-from bayes_bench.machine import MEMORY_LIMIT_MB
+from bayes_bench.results import schema
+from bayes_bench.results.folder import check_run_dir
+from bayes_bench.results.lock import locked
 from bayes_bench.settings import Range, Space, check_values, search_space
 from bayes_bench.suite import SuiteSpec, TaskSpec
 
@@ -245,7 +250,7 @@ def check(out: Path) -> None:
         UsageError: Optuna is not installed, or the folder is something else.
     """
     _optuna()
-    store.check_run_dir(out, JOURNAL, "tuning")
+    check_run_dir(out, JOURNAL, "tuning")
 
 
 def tune(
@@ -288,10 +293,10 @@ def tune(
     outside = task.likelihood.kind == "classification" and task.validation_ood
     rule = Rule("val_ood_auroc" if outside else "val_nll")
     with (
-        store.locked(out),
+        locked(out),
         execution.settled(place),
         limited_threads(threads or execution.default_threads(task)),
-        store.writing(out),
+        writing(out),
     ):
         identity = search.identity(task.checksum, place.type, memory_limit_mb)
         journal = _Journal(out, rule, search.space, identity)
@@ -447,12 +452,12 @@ def _frozen(optuna: Any, trial: Trial, space: dict[str, Space], value: float | N
     )
 
 
-class _StoredTrial(records.Part):
-    model_config = records.Part.model_config | {"extra": "forbid"}
+class _StoredTrial(schema.Part):
+    model_config = schema.Part.model_config | {"extra": "forbid"}
 
-    settings: records.Table
+    settings: schema.Table
     scores: dict[Annotated[str, Field(pattern=r"^[a-z_]+(/[A-Za-z0-9_.-]+)?$")], float]
-    error: records.Text
+    error: schema.Text
 
 
 class _Journal:
@@ -504,7 +509,7 @@ class _Journal:
             check_values(stored)
         except UsageError as error:
             raise DataError(f"trial {number}: {error}") from error
-        records.check(_StoredTrial, stored)
+        schema.check(_StoredTrial, stored)
         trial = Trial(number, **stored)
         wanted = {self._rule.by, "val_nll"} | ({"val_accuracy"} if self._rule.by == "val_ood_auroc" else set())
         if trial.settings.keys() != self._space.keys() or not (trial.error or wanted <= trial.scores.keys()):
@@ -526,9 +531,9 @@ def _cut_after_last_line(path: Path) -> None:
 
 
 def _write(out: Path, result: Result) -> None:
-    store.write_text(out / TABLE, _table(result))
+    write_text(out / TABLE, _table(result))
     if result.best:
-        store.write_text(out / BEST, result.best)
+        write_text(out / BEST, result.best)
 
 
 def _table(result: Result) -> str:
@@ -537,9 +542,9 @@ def _table(result: Result) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["number", "state", *result.search.space, *scores, "error"])
     for trial in result.trials:
-        settings = [store.spreadsheet_safe(plain(trial.settings[name])) for name in result.search.space]
+        settings = [spreadsheet_safe(plain(trial.settings[name])) for name in result.search.space]
         values = [trial.scores.get(name, "") for name in scores]
-        error = store.spreadsheet_safe(trial.error)
+        error = spreadsheet_safe(trial.error)
         writer.writerow([trial.number, "failed" if trial.error else "finished", *settings, *values, error])
     return buffer.getvalue()
 

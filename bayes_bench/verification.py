@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bayes_bench import machine, report, store
+from bayes_bench import report
 from bayes_bench.analysis import Run, load_run
 from bayes_bench.errors import BayesBenchError, DataError, named
+from bayes_bench.host import machine
+from bayes_bench.host.files import file_facts, read_bytes
 from bayes_bench.measure import measure
+from bayes_bench.results.folder import load_predictions, read_records, read_run
 
 METRICS_DEPEND_ON = ("bayes_bench", "numpy", "scipy", "scikit_learn")
 """Of a record's versions, those that may change the last digits of what is measured of the same predictions."""
@@ -70,8 +73,8 @@ def verify(run_dir: Path) -> Verification:
         UsageError: not a run folder.
         DataError: ``run.json`` is damaged.
     """
-    description = store.read_run(run_dir)
-    records, problems = store.read_records(run_dir)
+    description = read_run(run_dir)
+    records, problems = read_records(run_dir)
     differences = [Difference("damaged", "a record", "cannot be read", "", problem) for problem in problems]
     values = 0
     for folder, record in records:
@@ -116,7 +119,7 @@ def _job(folder: Path, record: Mapping[str, Any], where: str) -> Iterator[Differ
         intact = False
         yield difference
     if record["status"] == "ok" and intact:
-        yield from compare_metrics(where, record, measure(store.load_predictions(folder), record))
+        yield from compare_metrics(where, record, measure(load_predictions(folder), record))
 
 
 def _files(folder: Path, record: Mapping[str, Any], where: str) -> Iterator[Difference]:
@@ -129,7 +132,7 @@ def _files(folder: Path, record: Mapping[str, Any], where: str) -> Iterator[Diff
             there = path.stat().st_size
             if there != facts["bytes"]:
                 yield Difference("damaged", where, name, size, f"{there:,} bytes")
-            elif (found := store.file_facts(path)) != facts:
+            elif (found := file_facts(path)) != facts:
                 kept = [f"{one['bytes']:,} bytes, SHA-256 {one['sha256'][:8]}…" for one in (facts, found)]
                 yield Difference("damaged", where, name, *kept)
         except OSError as error:
@@ -146,7 +149,7 @@ def _tables(run_dir: Path) -> Iterator[Difference]:
         path = run_dir / name
         try:
             # Of a longer file the first line too many is difference enough.
-            stored = store.read_bytes(path, 2 * len(text.encode()) + SHOWN).decode("utf-8", errors="replace")
+            stored = read_bytes(path, 2 * len(text.encode()) + SHOWN).decode("utf-8", errors="replace")
         except (OSError, DataError):
             yield Difference("table", name, "cannot be read; bayes-bench report makes it anew", "", "")
             continue

@@ -22,11 +22,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bayes_bench import report, store
+from bayes_bench import report
 from bayes_bench.analysis import load_run
 from bayes_bench.errors import BayesBenchError, UsageError, unknown_name
+from bayes_bench.host.files import write_text
 from bayes_bench.report.page import open_book, render
 from bayes_bench.report.tables import claims, decimals_for, share_in_words
+from bayes_bench.results.folder import RUN, read_run
+from bayes_bench.results.schema import write_checked
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "reports" / "reference"
@@ -107,7 +110,7 @@ def references(folder: Path = REFERENCE) -> dict[str, Reference]:
         published = path.parent / report.PUBLISHED
         found[path.parent.name] = Reference(
             path.parent,
-            store.read_run(path.parent),
+            read_run(path.parent),
             pd.read_csv(path.parent / report.SUMMARY),
             pd.read_csv(published, keep_default_na=False, na_values={"mean": "", "std": "", "difference": ""})
             if published.exists()
@@ -299,8 +302,8 @@ def add(run_dir: Path, name: str, folder: Path = REFERENCE, command: Sequence[st
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
-        store.write_text(target / file, text)
-    store.write_checked(target / store.RUN, description)
+        write_text(target / file, text)
+    write_checked(target / RUN, description)
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target}: {size / 1000:,.0f} kB", file=sys.stderr)
     if size > LARGEST_FOLDER:

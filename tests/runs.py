@@ -10,7 +10,7 @@ from typing import Any
 import fake_methods
 import pytest
 
-from bayes_bench import plugins
+from bayes_bench.host import plugins
 from bayes_bench.suite import SuiteSpec
 
 CURVE = {

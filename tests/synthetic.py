@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bayes_bench import metrics, store
+from bayes_bench import metrics
+from bayes_bench.results import folder as store
+from bayes_bench.results.schema import canonical_hash, write_json
 
 LAYERS = {"conv1": 144, "conv2": 4608, "linear1": 640}
 
@@ -214,10 +216,10 @@ def make_job(
     budget = int(spec["budget"] * budget_scale)
     spent = budget * (0.8 if method.label == "mcdropout" else 1.0)
     steps = np.linspace(0.1, 1, 10)
-    variant = store.canonical_hash([spec, method.label, method.config, budget])
+    variant = canonical_hash([spec, method.label, method.config, budget])
     record: dict[str, Any] = {
         "format": 1,
-        "key": store.canonical_hash([variant, seed]),
+        "key": canonical_hash([variant, seed]),
         "variant": variant,
         "status": "ok",
         "error": None,
@@ -273,7 +275,7 @@ def make_job(
             "parameters": 5418,
         },
         "data": {
-            "checksum": store.canonical_hash(spec["data"]),
+            "checksum": canonical_hash(spec["data"]),
             "n_train": 800 if kind == "classification" else 20,
             "n_validation": len(predictions["validation/y"]),
             "n_test": len(predictions["test/y"]),
@@ -329,7 +331,7 @@ def write_plan(run_dir: Path, records: Sequence[Mapping[str, Any]], **changes: A
         "machine": MACHINE,
         "jobs": [{name: record[name] for name in ("key", "suite", "task", "label", "seed")} for record in records],
     }
-    store.write_json(run_dir / store.RUN, plan | changes)
+    write_json(run_dir / store.RUN, plan | changes)
 
 
 def write_run(

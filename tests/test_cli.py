@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from runs import register_fakes
 
-from bayes_bench import cli, store
+from bayes_bench import cli
+from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
+from bayes_bench.results.schema import read_record
 
 TASK = """
 [[tasks]]
@@ -161,7 +163,7 @@ def test_lists_and_show(call) -> None:
 def test_a_broken_plugin_is_listed_as_broken(call, monkeypatch: pytest.MonkeyPatch) -> None:
     from runs import point
 
-    from bayes_bench import plugins
+    from bayes_bench.host import plugins
 
     before = plugins.entry_points
     broken = point("bad", type("Bad", (), {}))
@@ -339,7 +341,7 @@ def test_the_quick_variant_is_a_suite_of_its_own(call, suite_file: str, tmp_path
     assert planned.code == 0
     assert f"2 of 2 jobs to run into {Path('reports/runs/my-quick')}; expected time on 2 CPU cores: 40 s" in planned.out
     assert call("run", suite_file, "--quick", "--methods", "pair", "--threads", "1").code == 0
-    (record,) = [record for _, record in store.read_records(tmp_path / "reports/runs/my-quick")[0]]
+    (record,) = [record for _, record in read_records(tmp_path / "reports/runs/my-quick")[0]]
     assert (record["suite"], record["seed"], record["budget"]["total"]) == ("my-quick", 7, 50)
     page = (tmp_path / "reports/runs/my-quick/report.html").read_text(encoding="utf-8")
     assert "a quarter of the suite" in page
@@ -357,7 +359,7 @@ def test_a_suite_without_a_quick_variant_is_one_sentence(call, suite_file: str) 
 def test_a_collapsed_method_raises_the_alarm_everywhere(call, suite_file: str, tmp_path: Path) -> None:
     arguments = ("run", suite_file, "--methods", "tiny", "--seeds", "0", "--threads", "1", "--out", "run")
     outcome = call(*arguments, "--set", "tiny.scale=1e-6")
-    (record,) = [record for _, record in store.read_records(tmp_path / "run")[0]]
+    (record,) = [record for _, record in read_records(tmp_path / "run")[0]]
     measured = record["collapse"]["total_variation"]["the curve outside the data"]
     assert measured < record["collapse"]["threshold"] == 0.01
     said = f"by a mean total variation of {measured:.2g} (threshold 0.01)"
@@ -370,7 +372,7 @@ def test_a_collapsed_method_raises_the_alarm_everywhere(call, suite_file: str, t
     (tmp_path / "my.toml").write_text(text + "collapse_threshold = 0\n")
     outcome = call(*arguments, "--set", "tiny.scale=1e-6")
     assert "already finished" in outcome.err
-    (record,) = [record for _, record in store.read_records(tmp_path / "run")[0]]
+    (record,) = [record for _, record in read_records(tmp_path / "run")[0]]
     assert (record["collapse"]["threshold"], record["alarms"]) == (0, [])
     assert "ALARM" not in outcome.out
 
@@ -389,10 +391,7 @@ def test_published_numbers_stand_beside_ours(call, suite_file: str, tmp_path: Pa
     assert "¹ recalled" in outcome.out
     ours, theirs = list(csv.DictReader((tmp_path / "run/published.csv").open()))
     values = [
-        row["value"]
-        for _, r in store.read_records(tmp_path / "run")[0]
-        for row in r["metrics"]
-        if row["name"] == "rmse"
+        row["value"] for _, r in read_records(tmp_path / "run")[0] for row in r["metrics"] if row["name"] == "rmse"
     ]
     assert float(ours["difference"]) == pytest.approx(sum(values) / 2 - 3.5)
     assert (ours["seeds"], theirs["method"], theirs["seeds"], theirs["mean"]) == ("2", "vi", "0", "")
@@ -415,8 +414,8 @@ def test_a_run_from_start_to_page_and_its_continuation(call, suite_file: str, tm
     }
     page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert "tiny" in page
-    assert store.read_run(run_dir)["command"][0] == "bayes-bench"
-    assert store.read_records(run_dir)[0][-1][1]["settings"] == {"scale": 0.2}
+    assert read_run(run_dir)["command"][0] == "bayes-bench"
+    assert read_records(run_dir)[0][-1][1]["settings"] == {"scale": 0.2}
     # The same command finds everything finished.
     again = call("run", suite_file, "--threads", "1", "--set", "tiny.scale=0.2")
     assert again.err.count("already finished") == 4
@@ -463,8 +462,8 @@ def test_a_run_is_verified_and_a_job_run_again(call, suite_file: str, tmp_path: 
     refused = call("rerun", str(folder), "--out", "again")
     assert (refused.code, refused.err) == (2, "Error: again is not an empty folder; choose another --out\n")
     # A record that says something else, and is valid otherwise.
-    record = store.read_record(folder / "record.json")
-    store.write_record(folder, record | {"config": record["config"] | {"scale": 0.2}})
+    record = read_record(folder / "record.json")
+    write_record(folder, record | {"config": record["config"] | {"scale": 0.2}})
     other = call("rerun", str(folder))
     assert other.code == 1
     assert "test/mean" in other.out
@@ -489,7 +488,7 @@ def test_a_reference_from_a_long_run_to_the_page(call, suite_file: str, tmp_path
     (tmp_path / suite_file).write_text(named)
     again = call("run", suite_file, "--quiet")
     assert again.code == 0, again.err
-    records = [record for _, record in store.read_records(Path("reports/runs/my"))[0]]
+    records = [record for _, record in read_records(Path("reports/runs/my"))[0]]
     assert all(record["reference"]["label"] == "tiny" for record in records)
     page = (tmp_path / "reports/runs/my/report.html").read_text(encoding="utf-8")
     assert "Distance to the reference posterior" in page
@@ -584,7 +583,7 @@ def test_predict_a_regression(call, suite_file: str, tmp_path: Path) -> None:
     columns = {name: values.astype(float) for name, values in read(outcome.out).items()}
     assert list(columns) == ["mean", "epistemic_std", "total_std"]
     folder = next(Path("reports/runs/my/jobs/curve/tiny").glob("seed-1-*"))
-    curve = store.load_predictions(folder)["curve/mean"].astype(np.float64)[..., 0]
+    curve = load_predictions(folder)["curve/mean"].astype(np.float64)[..., 0]
     np.testing.assert_allclose(columns["mean"], curve.mean(0), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(columns["epistemic_std"], curve.std(0), rtol=1e-3)
     np.testing.assert_allclose(columns["total_std"], np.hypot(curve.std(0), 3.0), rtol=1e-3)

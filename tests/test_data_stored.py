@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from bayes_bench import cli, data, registry, store, tasks
+from bayes_bench import cli, data, registry, tasks
 from bayes_bench.data import npy, stored
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.examples import Examples, FitData, StoredInputs
+from bayes_bench.results.folder import read_records
 from bayes_bench.suite import SourceSpec, TaskSpec
 from bayes_bench.tasks import Standardiser, build_task
 
@@ -98,7 +99,7 @@ def test_npy_paths_count_from_the_suite(tmp_path: Path) -> None:
         with pytest.raises(SystemExit) as ended:
             cli.main(["run", str(tmp_path / f"{name}.toml"), "--quiet", "--out", str(tmp_path / name)])
         assert ended.value.code == 0
-        ((_, record),) = store.read_records(tmp_path / name)[0]
+        ((_, record),) = read_records(tmp_path / name)[0]
         found.append(record)
     mine, theirs = found
     assert mine["data"]["checksum"] == theirs["data"]["checksum"]

@@ -22,8 +22,8 @@ from bayes_bench.cli import cli
 from bayes_bench.data import SOURCES
 from bayes_bench.jobs import plan
 from bayes_bench.metrics import CATALOGUE
+from bayes_bench.results.folder import read_records
 from bayes_bench.settings import Settings
-from bayes_bench.store import read_records
 from bayes_bench.suite import (
     AugmentationSpec,
     ConvNetSpec,

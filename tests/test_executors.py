@@ -22,10 +22,12 @@ from rogue import rogue_plugin
 from runs import CURVE, suite
 from worker_runs import Seen, alive, go, log_of, number_in, rogue_entry, until, without_measurements
 
-from bayes_bench import execution, report, runner, store
+from bayes_bench import execution, report, runner
 from bayes_bench.errors import UsageError
 from bayes_bench.executors import Workers, processes
 from bayes_bench.jobs import Job, plan
+from bayes_bench.results.folder import read_records
+from bayes_bench.results.lock import locked
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
@@ -175,7 +177,7 @@ def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
         'runner.run(jobs, Path("run"), workers=Workers(jobs=1))\n'
     )
     subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, check=True, timeout=120)
-    ((_, record),) = store.read_records(tmp_path / "run")[0]
+    ((_, record),) = read_records(tmp_path / "run")[0]
     assert "before it began, as in a script without if __name__ == '__main__' (2 times)" in record["error"]
 
 
@@ -218,7 +220,7 @@ def test_workers_end_when_the_driver_is_killed(rogue: Callable[..., Any], tmp_pa
         process.wait()
         until(lambda: not any(map(alive, workers)), seconds=5)
     assert not list((tmp_path / "run/jobs").glob("*/*/*/record.json"))
-    with store.locked(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         pass
 
 

@@ -25,10 +25,13 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from synthetic import METHODS, make_job, write_job, write_plan
 
-from bayes_bench import analysis, metrics, registry, report, store
+from bayes_bench import analysis, metrics, registry, report
 from bayes_bench.errors import BayesBenchError, DataError
+from bayes_bench.host.files import file_facts
 from bayes_bench.jobs import Override, parse_override, parse_seeds, plan
 from bayes_bench.measure import recompute_metrics
+from bayes_bench.results.folder import PREDICTIONS, RECORD, RUN, job_state, load_predictions, read_run, write_record
+from bayes_bench.results.schema import FORMAT, read_record, write_checked
 from bayes_bench.suite import SuiteSpec, load_suite
 from bayes_bench.terminal import result_tables
 
@@ -281,8 +284,8 @@ def test_a_record_that_says_anything(kind: str, status: str, data: st.DataObject
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job = run_folder(folder, kind, status)
-        content = data.draw(mutated(store.read_record(job / store.RECORD)))
-        forge(job / store.RECORD, content)
+        content = data.draw(mutated(read_record(job / RECORD)))
+        forge(job / RECORD, content)
         report_and_recompute(folder)
 
 
@@ -311,7 +314,7 @@ def test_predictions_that_hold_anything(kind: str, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job = run_folder(folder, kind, "ok")
-        arrays = dict(store.load_predictions(job))
+        arrays = dict(load_predictions(job))
         for _ in range(data.draw(st.integers(1, 3))):
             key = data.draw(st.one_of(NAMES, st.sampled_from(sorted(arrays))))
             shape = data.draw(st.lists(st.integers(0, 6), max_size=4))
@@ -328,10 +331,10 @@ def test_predictions_that_hold_anything(kind: str, data: st.DataObject) -> None:
                 case _:
                     with np.errstate(all="ignore"):
                         arrays[key] = np.full(shape, value).astype(data.draw(DTYPES))
-        (job / store.PREDICTIONS).write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-        record = store.read_record(job / store.RECORD)
-        files = record["files"] | {store.PREDICTIONS: store.file_facts(job / store.PREDICTIONS)}
-        store.write_record(job, record | {"files": files})
+        (job / PREDICTIONS).write_bytes(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+        record = read_record(job / RECORD)
+        files = record["files"] | {PREDICTIONS: file_facts(job / PREDICTIONS)}
+        write_record(job, record | {"files": files})
         report_and_recompute(folder)
 
 
@@ -340,30 +343,30 @@ def test_predictions_that_hold_anything(kind: str, data: st.DataObject) -> None:
 def test_a_description_that_says_anything(content: Any) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / store.RUN).write_text(json.dumps(content))
+        (folder / RUN).write_text(json.dumps(content))
         report_and_recompute(folder)
 
 
-@pytest.mark.parametrize("file", [store.RECORD, store.PREDICTIONS, store.RUN])
+@pytest.mark.parametrize("file", [RECORD, PREDICTIONS, RUN])
 def test_every_damage_is_noticed(file: str, tmp_path: Path) -> None:
     job = run_folder(tmp_path, "regression", "ok")
-    key = store.read_record(job / store.RECORD)["key"]
-    path = tmp_path / file if file == store.RUN else job / file
-    if file == store.RUN:
-        store.write_checked(path, store.read_run(tmp_path) | {"format": store.FORMAT})
+    key = read_record(job / RECORD)["key"]
+    path = tmp_path / file if file == RUN else job / file
+    if file == RUN:
+        write_checked(path, read_run(tmp_path) | {"format": FORMAT})
     for what, content in bad_inputs.damages(path.read_bytes(), 0, 120 * FACTOR):
         path.write_bytes(content)
-        if file == store.RUN:
+        if file == RUN:
             with pytest.raises(DataError):
-                store.read_run(tmp_path)
+                read_run(tmp_path)
         else:
-            assert store.job_state(job, key).kind == "damaged", what
-            assert str(path) in store.job_state(job, key).problem
+            assert job_state(job, key).kind == "damaged", what
+            assert str(path) in job_state(job, key).problem
 
 
 def test_a_damaged_record_is_named_and_never_averaged(tmp_path: Path) -> None:
     job = run_folder(tmp_path, "regression", "ok")
-    path = job / store.RECORD
+    path = job / RECORD
     path.write_bytes(path.read_bytes().replace(b'"seed": 0', b'"seed": 1'))
     page = report.write(tmp_path).read_text(encoding="utf-8")
     assert f"{path} is damaged: its checksum differs" in page

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan
 
-from bayes_bench import store
 from bayes_bench.errors import UsageError
+from bayes_bench.results.folder import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"networks": 12, "examples": 120, "ood": {"ood/letters": 90}}
@@ -71,7 +71,7 @@ def test_an_added_run_has_no_folder_of_the_machine(headline: ModuleType, run_dir
         assert "~/data" not in text, path.name
         assert str(tmp_path) not in text, path.name
     assert "cannot read …/x.gz" in (target / "results.csv").read_text(encoding="utf-8")
-    assert store.read_run(target)["command"] == [
+    assert read_run(target)["command"] == [
         "bayes-bench", "run", "digits", "--out", "digits", "--data-root=data",
     ]  # fmt: skip
     assert sum(path.stat().st_size for path in target.iterdir()) < headline.LARGEST_FOLDER

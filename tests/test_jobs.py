@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from runs import CURVE, DIGITS, register_fakes, suite
 
-from bayes_bench import plugins
 from bayes_bench.errors import PluginError, UsageError
+from bayes_bench.host import plugins
 from bayes_bench.jobs import Job, Override, parse_override, parse_seeds, plan
 from bayes_bench.suite import SuiteSpec
 

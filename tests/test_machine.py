@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bayes_bench import machine
+from bayes_bench.host import machine
 
 UNLIMITED = "9223372036854771712\n"
 
@@ -72,7 +72,7 @@ def test_the_checkout_is_its_commit_and_whether_files_differ(tmp_path: Path, mon
     package = tmp_path / "repository" / "package"
     for name in ("__init__.py", "machine.py"):
         write(package / name, "")
-    monkeypatch.setattr(machine, "__file__", str(package / "machine.py"))
+    monkeypatch.setattr(machine, "PACKAGE", package)
     ask = machine.checkout.__wrapped__
     assert ask() is None
     git(package.parent, "init", "--quiet")

@@ -14,8 +14,9 @@ import torch
 from runs import CURVE, DIGITS, register_fakes, suite
 from torch import nn
 
-from bayes_bench import Categorical, MemoryLimitError, UsageError, execution, memory, report, runner, store
+from bayes_bench import Categorical, MemoryLimitError, UsageError, execution, memory, report, runner
 from bayes_bench.jobs import Observer, Override, find_finished, plan
+from bayes_bench.results.folder import read_records
 from bayes_bench.stacked import network as stacked_network
 from bayes_bench.tasks import build_task
 
@@ -35,7 +36,7 @@ class Told(Observer):
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    return [record for _, record in store.read_records(run_dir)[0]]
+    return [record for _, record in read_records(run_dir)[0]]
 
 
 # The limit ------------------------------------------------------------------------------------------------

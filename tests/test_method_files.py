@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from bayes_bench import UsageError, registry
 from bayes_bench.cli import cli
-from bayes_bench.store import read_records
+from bayes_bench.results.folder import read_records
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "plugin" / "bayes_bench_jitter.py"
 

@@ -13,9 +13,10 @@ from runs import register_fakes
 from synthetic import METHODS, make_job, write_run
 from test_registry import Point
 
-from bayes_bench import cli, data, metrics, plugins, report, suite
+from bayes_bench import cli, data, metrics, report, suite
 from bayes_bench.data.base import Arrays, Inputs, Settings, Source, Split, setting
 from bayes_bench.errors import PluginError, UsageError
+from bayes_bench.host import plugins
 from bayes_bench.metrics import CATALOGUE, Metric
 from bayes_bench.suite import OODSpec, SourceSpec
 

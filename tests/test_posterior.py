@@ -143,7 +143,7 @@ def test_save_leaves_the_old_file_when_writing_fails(fitted, tmp_path, monkeypat
     path = tmp_path / "posterior.safetensors"
     fitted.save(path)
     before = path.read_bytes()
-    monkeypatch.setattr("bayes_bench.store.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("bayes_bench.host.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(StorageError, match="disk full"):
         fitted.save(path)
     assert path.read_bytes() == before

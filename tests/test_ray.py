@@ -19,11 +19,13 @@ from rogue import rogue_plugin
 from runs import CURVE, suite
 from worker_runs import Seen, alive, go, log_of, number_in, rogue_entry, until, without_measurements
 
-from bayes_bench import execution, executors, report, store
+from bayes_bench import execution, executors, report
 from bayes_bench.errors import UsageError
 from bayes_bench.executors import Workers
 from bayes_bench.executors.worker import DriversWish
+from bayes_bench.host.files import write_bytes
 from bayes_bench.jobs import plan
+from bayes_bench.results.folder import RECORD, SNAPSHOTS, job_state, write_files, write_job
 from bayes_bench.tasks import build_task
 
 ray = pytest.importorskip("ray")
@@ -184,8 +186,8 @@ def test_a_job_needs_no_file_of_the_driver(tmp_path: Path) -> None:
     mail = Mail()
     delivery = ray_cluster.run_parcel(sent, task, mail)
     assert delivery.kind == "recorded", delivery.log
-    record = store.write_files(tmp_path / "job", delivery.files)
-    assert store.job_state(tmp_path / "job", "ab" * 32).kind == "finished"
+    record = write_files(tmp_path / "job", delivery.files)
+    assert job_state(tmp_path / "job", "ab" * 32).kind == "finished"
     assert record["status"] == "ok"
     assert record["code"] == sent.code
     assert record["network"]["spec"]["entry"] == network["entry"]
@@ -207,9 +209,9 @@ def test_other_code_on_a_machine_of_the_cluster_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize("finished", [False, True])
 def test_snapshots_travel_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool) -> None:
     def execute(item: Any, conditions: Any, monitor: Any, stop: Any) -> None:
-        folder = item.folder / store.SNAPSHOTS
+        folder = item.folder / SNAPSHOTS
         assert (folder / "part-1.snapshot").read_bytes() == b"kept"
-        store.write_bytes(folder / "part-2.snapshot", b"new")
+        write_bytes(folder / "part-2.snapshot", b"new")
         (folder / ".part-3.snapshot.0a1b2c3d.tmp").touch()
         try:
             with stop.deferred():
@@ -218,7 +220,7 @@ def test_snapshots_travel_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             monitor.message("stops")
         finally:
             if finished:
-                store.write_bytes(item.folder / store.RECORD, b"{}")
+                write_bytes(item.folder / RECORD, b"{}")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(execution, "execute", execute)
@@ -238,7 +240,7 @@ def test_the_courier_takes_a_changed_snapshot_again(tmp_path: Path) -> None:
     mail, path = Mail(), tmp_path / "snapshots" / "part-1.snapshot"
     with ray_cluster.Courier(mail, "attempt", tmp_path, DriversWish()) as courier:
         for content in (b"one", b"second"):
-            store.write_bytes(path, content)
+            write_bytes(path, content)
             courier.say("message", "look")
             until(lambda content=content: any(content in letter[2] for letter in mail.box._letters))
         courier.progress(0.1, {})
@@ -280,11 +282,11 @@ def test_folders_of_killed_jobs_are_removed(tmp_path: Path, monkeypatch: pytest.
 
 def test_files_from_elsewhere_replace_what_was_there(tmp_path: Path) -> None:
     for name in ("snapshots/part-1.snapshot", "record.json", "posterior.safetensors"):
-        store.write_bytes(tmp_path / name, b"old")
+        write_bytes(tmp_path / name, b"old")
     names = {"suite": "s", "task": "t", "label": "l", "method": "m", "seed": 0}
-    made = store.write_job(tmp_path / "there", {"key": "ab" * 32, "status": "failed", **names}, log="x")
+    made = write_job(tmp_path / "there", {"key": "ab" * 32, "status": "failed", **names}, log="x")
     files = {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()}
-    assert store.write_files(tmp_path, files) == made
+    assert write_files(tmp_path, files) == made
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "record.json", "there"]
 
 

@@ -10,10 +10,13 @@ import pytest
 from runs import CURVE, register_fakes, suite
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
-from bayes_bench import analysis, execution, measure, reference, report, runner, store
+from bayes_bench import analysis, execution, measure, reference, report, runner
 from bayes_bench import suite as suites
 from bayes_bench.errors import DataError, UsageError
+from bayes_bench.host import shipped
 from bayes_bench.jobs import Observer, plan
+from bayes_bench.results.folder import load_predictions, read_records, save_predictions
+from bayes_bench.results.schema import canonical_hash
 from bayes_bench.tasks import build_task
 
 SMALL = {"networks": 12, "examples": 40, "ood": {"ood/letters": 30, "validation_ood/letters-kt": 10}}
@@ -44,7 +47,7 @@ def make(run: Path, out: Path, label: str = "hypergan", task: str = "digits") ->
 
 def test_seeds_are_merged(folder: Path, tmp_path: Path) -> None:
     made = make(folder, tmp_path / "digits.safetensors")
-    stored = [store.load_predictions(f) for f, r in store.read_records(folder)[0] if r["task"] == "digits"
+    stored = [load_predictions(f) for f, r in read_records(folder)[0] if r["task"] == "digits"
               and r["label"] == "hypergan"]  # fmt: skip
     probs = np.exp(np.concatenate([p["ood/letters/log_probs"] for p in stored]).astype(float))
     np.testing.assert_allclose(made.arrays["ood/letters/probs"], probs.mean(0), atol=1e-3)
@@ -107,7 +110,7 @@ def test_files_of_the_shipped_tasks_are_small(task: str, kilobytes: int) -> None
 
 def test_the_resolution_is_the_distance_between_two_halves(folder: Path, tmp_path: Path) -> None:
     made = make(folder, tmp_path / "digits.safetensors")
-    stored = [store.load_predictions(f) for f, r in store.read_records(folder)[0] if r["task"] == "digits"
+    stored = [load_predictions(f) for f, r in read_records(folder)[0] if r["task"] == "digits"
               and r["label"] == "hypergan"]  # fmt: skip
     probs = np.exp(np.concatenate([p["test/log_probs"] for p in stored]).astype(float))
     gap = np.abs(probs[:18].mean(0) - probs[18:].mean(0)).sum(-1).mean() / 2
@@ -166,7 +169,7 @@ def test_jobs_of_different_posteriors_or_settings_are_not_merged(
 
 
 def test_names_and_files(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suites, "suite_folder", lambda: tmp_path)
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path)
     (tmp_path / "references").mkdir()
     make(folder, tmp_path / "references" / "digits.safetensors")
     assert reference.load("digits").about["task"] == "digits"
@@ -177,7 +180,7 @@ def test_names_and_files(tmp_path: Path, folder: Path, monkeypatch: pytest.Monke
     (tmp_path / "text.safetensors").write_text("nothing of the kind")
     with pytest.raises(DataError, match="is damaged"):
         reference.load(str(tmp_path / "text.safetensors"))
-    store.save_predictions(tmp_path / "other.safetensors", {"x": np.zeros(1)})
+    save_predictions(tmp_path / "other.safetensors", {"x": np.zeros(1)})
     with pytest.raises(DataError, match="is not a reference"):
         reference.load(str(tmp_path / "other.safetensors"))
 
@@ -286,7 +289,7 @@ def test_a_shipped_reference_of_other_data_is_said_and_of_another_prior_refused(
 ) -> None:
     register_fakes(monkeypatch)
     without_page(monkeypatch)
-    monkeypatch.setattr(suites, "suite_folder", lambda: tmp_path)
+    monkeypatch.setattr(shipped, "PACKAGE", tmp_path)
     (tmp_path / "references").mkdir()
     file = tmp_path / "references" / "curve.safetensors"
     run(tmp_path / "run")
@@ -294,7 +297,7 @@ def test_a_shipped_reference_of_other_data_is_said_and_of_another_prior_refused(
 
     def save(**changes: Any) -> None:
         posterior = made.about["posterior"] | changes
-        about = made.about | {"posterior": posterior, "identity": store.canonical_hash(posterior)}
+        about = made.about | {"posterior": posterior, "identity": canonical_hash(posterior)}
         reference.save(reference.Reference(about, made.arrays), file)
 
     save(data="of another installation")
@@ -343,7 +346,7 @@ def test_recompute_takes_threshold_and_published_numbers_of_a_shipped_suite(
 
 
 def test_a_file_counts_from_the_suites_folder(tmp_path: Path) -> None:
-    text = (suites.suite_folder() / "gap.toml").read_text(encoding="utf-8")
+    text = (shipped.suite_folder() / "gap.toml").read_text(encoding="utf-8")
     for written, expected in (("far/x.safetensors", str(tmp_path / "far/x.safetensors")), ("cubic", "cubic")):
         named = text.replace('name = "gap"\ntitle', f'name = "gap"\nreference = "{written}"\ntitle')
         (tmp_path / "mine.toml").write_text(named, encoding="utf-8")

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from bayes_bench import store
 from bayes_bench.errors import DataError
+from bayes_bench.results.folder import read_run
 from bayes_bench.suite import TaskSpec
 from bayes_bench.tasks import build_task
 
@@ -63,7 +63,7 @@ def test_options_are_left_out_with_their_values() -> None:
 @pytest.mark.timeout(4 * LONGEST)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_cheapest_job_gives_the_recorded_number(name: str, tmp_path: Path) -> None:
-    run = store.read_run(FOLDER / name)
+    run = read_run(FOLDER / name)
     results = pd.read_csv(FOLDER / name / "results.csv")
     job = cheapest(results)
     if job["value"] > LONGEST:

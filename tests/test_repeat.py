@@ -10,9 +10,11 @@ import pytest
 import torch
 from runs import CURVE, DIGITS, register_fakes, suite
 
-from bayes_bench import repeat, report, runner, store
+from bayes_bench import repeat, report, runner
 from bayes_bench.errors import BayesBenchError, DataError, UsageError
 from bayes_bench.jobs import Override, plan
+from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, load_predictions
+from bayes_bench.results.schema import read_record, write_checked
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,7 @@ def again(job: Path, out: Path, **options: Any) -> tuple[repeat.Repetition, list
 
 
 def change(job: Path, **changes: Any) -> None:
-    store.write_checked(job / store.RECORD, store.read_record(job / store.RECORD) | changes)
+    write_checked(job / RECORD, read_record(job / RECORD) | changes)
 
 
 @pytest.mark.parametrize(("task", "method"), [(CURVE, "tiny"), (DIGITS, "pair"), (CURVE, "map")])
@@ -50,15 +52,15 @@ def test_a_job_again_is_the_same_bit_for_bit(tmp_path: Path, task: dict[str, Any
     found, told = again(job, tmp_path / "again")
     assert (found.same, found.arrays, found.differences, found.notes, told) == (True, (), (), (), [])
     assert found.exit_code == 0
-    old, new = store.read_record(job / store.RECORD), store.read_record(tmp_path / "again" / store.RECORD)
+    old, new = read_record(job / RECORD), read_record(tmp_path / "again" / RECORD)
     assert new["key"] == old["key"]
-    assert new["files"][store.PREDICTIONS] == old["files"][store.PREDICTIONS]
+    assert new["files"][PREDICTIONS] == old["files"][PREDICTIONS]
     assert new["machine"] == old["machine"]
     assert {path: path.read_bytes() for path in job.iterdir()} == before
 
 
 def test_the_record_itself_names_the_job_as_well(job: Path) -> None:
-    assert repeat.read(job / store.RECORD) == repeat.read(job)
+    assert repeat.read(job / RECORD) == repeat.read(job)
 
 
 def test_other_results_are_told_array_by_array(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +78,7 @@ def test_other_results_are_told_array_by_array(job: Path, tmp_path: Path, monkey
     arrays = {one.name: one for one in found.arrays}
     moved = arrays["test/mean"]
     assert moved.differing == moved.size
-    stored = [store.load_predictions(folder)["test/mean"] for folder in (job, tmp_path / "again")]
+    stored = [load_predictions(folder)["test/mean"] for folder in (job, tmp_path / "again")]
     assert moved.largest == np.abs(stored[0].astype(np.float64) - stored[1].astype(np.float64)).max() > 0
     assert "test/y" not in arrays
     assert "rmse" in {one.what for one in found.differences}
@@ -84,7 +86,7 @@ def test_other_results_are_told_array_by_array(job: Path, tmp_path: Path, monkey
 
 
 def test_what_is_not_as_it_was_is_told_before(job: Path, tmp_path: Path) -> None:
-    record = store.read_record(job / store.RECORD)
+    record = read_record(job / RECORD)
     change(job, versions=record["versions"] | {"numpy": "1.0"}, data=record["data"] | {"checksum": "0" * 64})
     found, told = again(job, tmp_path / "again", threads=2)
     assert [(one.where, one.what, one.recorded) for one in told] == [
@@ -112,26 +114,26 @@ def test_a_job_that_failed_is_expected_to_fail_alike(tmp_path: Path) -> None:
 
 
 def test_a_job_that_fails_now_is_not_the_same(job: Path, tmp_path: Path) -> None:
-    change(job, config=store.read_record(job / store.RECORD)["config"] | {"trouble": "diverge"})
+    change(job, config=read_record(job / RECORD)["config"] | {"trouble": "diverge"})
     found, _ = again(job, tmp_path / "again")
     assert not found.same
     assert found.differences[0].recorded == "ok"
 
 
 def test_without_its_arrays_a_record_is_compared_by_checksums(job: Path, tmp_path: Path) -> None:
-    for name in (store.PREDICTIONS, store.POSTERIOR):
+    for name in (PREDICTIONS, POSTERIOR):
         (job / name).unlink()
     found, _ = again(job, tmp_path / "again")
     assert found.same
     assert [note.endswith("compared by its checksum alone") for note in found.notes] == [True, True]
-    files = store.read_record(job / store.RECORD)["files"]
-    change(job, files=files | {store.PREDICTIONS: files[store.PREDICTIONS] | {"sha256": "0" * 64}})
+    files = read_record(job / RECORD)["files"]
+    change(job, files=files | {PREDICTIONS: files[PREDICTIONS] | {"sha256": "0" * 64}})
     found, _ = again(job, tmp_path / "third")
-    assert [(one.name, one.problem) for one in found.arrays] == [(store.PREDICTIONS, "the file's checksum differs")]
+    assert [(one.name, one.problem) for one in found.arrays] == [(PREDICTIONS, "the file's checksum differs")]
 
 
 def test_damaged_arrays_are_nothing_to_compare_with(job: Path, tmp_path: Path) -> None:
-    path = job / store.PREDICTIONS
+    path = job / PREDICTIONS
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match="damaged"):
         again(job, tmp_path / "again")
@@ -140,7 +142,7 @@ def test_damaged_arrays_are_nothing_to_compare_with(job: Path, tmp_path: Path) -
 
 def test_a_gpu_that_is_not_there_is_said(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    machine = store.read_record(job / store.RECORD)["machine"]
+    machine = read_record(job / RECORD)["machine"]
     change(job, machine=machine | {"device": "NVIDIA Something", "device_class": "cuda"})
     with pytest.raises(UsageError, match="finds no GPU"):
         again(job, tmp_path / "again")
@@ -182,7 +184,7 @@ def test_a_hostile_record_is_refused_with_a_sentence(job: Path, changes: dict[st
 
 def test_code_of_a_network_needs_permission(job: Path, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("raise SystemExit('executed')")
-    spec = store.read_record(job / store.RECORD)["task_spec"]
+    spec = read_record(job / RECORD)["task_spec"]
     network = {"name": "custom", "entry": f"{tmp_path / 'net.py'}:make", "options": {}}
     change(job, task_spec=spec | {"network": network})
     with pytest.raises(UsageError, match="--allow-code"):
@@ -190,23 +192,23 @@ def test_code_of_a_network_needs_permission(job: Path, tmp_path: Path) -> None:
 
 
 def test_records_of_older_versions_can_be_repeated(job: Path, tmp_path: Path) -> None:
-    record = store.read_record(job / store.RECORD)
+    record = read_record(job / RECORD)
     older = {name: value for name, value in record.items() if name not in ("revision", "checkout")}
     older["machine"] = {"device": "cpu", "threads": 1, "precision": "float32"}
-    store.write_checked(job / store.RECORD, older)
+    write_checked(job / RECORD, older)
     found, told = again(job, tmp_path / "again")
     assert found.same
     assert ("machine", "memory_limit_mb", "None", "512") in {(o.where, o.what, o.recorded, o.found) for o in told}
 
 
 def test_a_job_that_was_interrupted_is_still_the_same(job: Path, tmp_path: Path) -> None:
-    change(job, fit=store.read_record(job / store.RECORD)["fit"] | {"interruptions": 2})
+    change(job, fit=read_record(job / RECORD)["fit"] | {"interruptions": 2})
     found, _ = again(job, tmp_path / "again")
     assert (found.same, found.differences) == (True, ())
 
 
 def test_arrays_are_not_read_through_a_link(job: Path, tmp_path: Path) -> None:
-    (job / store.PREDICTIONS).rename(tmp_path / "elsewhere")
-    (job / store.PREDICTIONS).symlink_to(tmp_path / "elsewhere")
+    (job / PREDICTIONS).rename(tmp_path / "elsewhere")
+    (job / PREDICTIONS).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="is a symbolic link"):
         again(job, tmp_path / "again")

@@ -22,7 +22,7 @@ import pytest
 from scipy.integrate import trapezoid
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
-from bayes_bench import analysis, report, store
+from bayes_bench import analysis, report
 from bayes_bench.report.charts import CHARTS, Look
 from bayes_bench.report.charts.classification import (
     ROC,
@@ -37,6 +37,7 @@ from bayes_bench.report.charts.regression import Curves
 from bayes_bench.report.charts.training import Training, pareto_front
 from bayes_bench.report.page import open_book, without_figures
 from bayes_bench.report.tables import decimals_for, number, signed, tables_for
+from bayes_bench.results.folder import read_records
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"networks": 12, "examples": 120, "ood": {"ood/letters": 90, "validation_ood/letters-kt": 30}}
@@ -342,7 +343,7 @@ def test_one_missing_predictions_file_leaves_a_page(tmp_path):
         for seed in (0, 1, 2):
             record, predictions = make_job(METHODS[label], seed, **SMALL)
             write_job(tmp_path, record, predictions)
-    write_plan(tmp_path, [r for _, r in store.read_records(tmp_path)[0]])
+    write_plan(tmp_path, [r for _, r in read_records(tmp_path)[0]])
     next(tmp_path.rglob("ensemble/seed-1*/predictions.safetensors")).unlink()
     _, parsed = render(tmp_path)
     assert "predictions.safetensors" in parsed.words

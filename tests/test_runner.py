@@ -13,11 +13,13 @@ from fake_methods import Tiny
 from runs import CURVE, DIGITS, register_fakes, suite
 from torch import nn
 
-from bayes_bench import Categorical, Gaussian, execution, report, restore, runner, store
+from bayes_bench import Categorical, Gaussian, execution, report, restore, runner
 from bayes_bench.errors import DataError, UnsupportedNetworkError, UsageError
 from bayes_bench.jobs import Job, Observer, Override, find_finished, plan
 from bayes_bench.measure import recompute_metrics
 from bayes_bench.networks import layer_names
+from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
+from bayes_bench.results.lock import locked
 from bayes_bench.tasks import build_task
 
 WRITE_REPORT = report.write
@@ -52,7 +54,7 @@ def go(jobs: Sequence[Job], run_dir: Path, **arguments: Any) -> tuple[runner.Run
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    found, problems = store.read_records(run_dir)
+    found, problems = read_records(run_dir)
     assert problems == []
     return [record for _, record in found]
 
@@ -64,7 +66,7 @@ def test_a_regression_is_recorded_in_raw_units(tmp_path: Path) -> None:
     assert seen.fractions == [0.5]
     (record,) = records(tmp_path / "run")
     folder = next((tmp_path / "run" / "jobs" / "curve" / "tiny").iterdir())
-    arrays = store.load_predictions(folder)
+    arrays = load_predictions(folder)
     n = record["data"]["n_test"]
     assert {name: values.shape for name, values in arrays.items()} == {
         "test/mean": (100, n, 1),
@@ -93,7 +95,7 @@ def test_a_regression_is_recorded_in_raw_units(tmp_path: Path) -> None:
     assert (record["networks"], record["support"], record["uses_prior"]) == (100, None, False)
     assert record["machine"]["threads"] == 1
     assert record["cost"]["peak_memory_mb"] > 50
-    run = store.read_run(tmp_path / "run")
+    run = read_run(tmp_path / "run")
     assert [entry["key"] for entry in run["jobs"]] == [record["key"]]
     assert (tmp_path / "run" / run["jobs"][0]["folder"] / "record.json").is_file()
 
@@ -102,7 +104,7 @@ def test_a_classification_is_recorded(tmp_path: Path) -> None:
     (job,) = plan([suite(DIGITS, methods=["pair"], seeds=[4])])
     go([job], tmp_path / "run")
     (record,) = records(tmp_path / "run")
-    arrays = store.load_predictions(next((tmp_path / "run" / "jobs" / "digits" / "pair").iterdir()))
+    arrays = load_predictions(next((tmp_path / "run" / "jobs" / "digits" / "pair").iterdir()))
     assert arrays["test/log_probs"].shape == (2, record["data"]["n_test"], 10)
     assert arrays["test/log_probs"].dtype == np.float16
     total = np.exp(arrays["ood/letters/log_probs"].astype(np.float64)).sum(-1)
@@ -216,13 +218,13 @@ def test_changed_settings_make_new_jobs_beside_the_old(tmp_path: Path) -> None:
     both = records(tmp_path / "run")
     assert sorted(record["config"]["scale"] for record in both) == [0.1, 0.5]
     assert len({record["variant"] for record in both}) == 2
-    assert len(store.read_run(tmp_path / "run")["jobs"]) == 1  # the plan of the latest invocation
+    assert len(read_run(tmp_path / "run")["jobs"]) == 1  # the plan of the latest invocation
 
 
 def test_damaged_results_are_noticed_and_made_again(tmp_path: Path) -> None:
     jobs = plan([suite()])
     go(jobs, tmp_path / "run")
-    folders = [folder for folder, _ in store.read_records(tmp_path / "run")[0]]
+    folders = [folder for folder, _ in read_records(tmp_path / "run")[0]]
     (folders[0] / "record.json").write_text("{", encoding="utf-8")
     (folders[1] / "posterior.safetensors").unlink()
     (folders[2] / "record.json").unlink()
@@ -293,7 +295,7 @@ def test_a_check_that_crashes_is_that_jobs_own_failure(tmp_path: Path) -> None:
 
 def test_what_a_method_says_of_its_fit_is_recorded_and_a_metric(tmp_path: Path) -> None:
     runner.run(plan([suite(methods=["tiny"], seeds=[0])]), tmp_path / "run", device="cpu", threads=1)
-    ((_, record),) = store.read_records(tmp_path / "run")[0]
+    ((_, record),) = read_records(tmp_path / "run")[0]
     assert record["fit"]["diagnostics"] == {"answer": 42.0}
     values = {row["name"]: row["value"] for row in record["metrics"]}
     assert values["diagnostic/answer"] == 42.0
@@ -333,8 +335,8 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path) -> None:
     result, _ = go(jobs, tmp_path / "run")
     assert (result.finished, result.interrupted, result.exit_code, result.total) == (1, True, 130, 4)
     assert sorted(path.parent.parent.name for path in (tmp_path / "run").glob("jobs/*/*/*/*.*")) == ["pair"] * 4
-    assert len(store.read_run(tmp_path / "run")["jobs"]) == 4
-    with store.locked(tmp_path / "run"):
+    assert len(read_run(tmp_path / "run")["jobs"]) == 4
+    with locked(tmp_path / "run"):
         pass  # the lock was released
 
 
@@ -427,14 +429,14 @@ def test_missing_data_stop_the_run_before_anything_is_written(tmp_path: Path) ->
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with store.locked(tmp_path / "run"), pytest.raises(UsageError, match="another bayes-bench run"):
+    with locked(tmp_path / "run"), pytest.raises(UsageError, match="another bayes-bench run"):
         go(plan([suite()]), tmp_path / "run")
 
 
 def test_metrics_are_measured_anew_without_training(tmp_path: Path) -> None:
     go(plan([suite(methods=["tiny"], seeds=[0])]), tmp_path / "run")
-    (folder, record), *_ = store.read_records(tmp_path / "run")[0]
-    store.write_record(folder, record | {"metrics": []})
+    (folder, record), *_ = read_records(tmp_path / "run")[0]
+    write_record(folder, record | {"metrics": []})
     assert recompute_metrics(tmp_path / "run") == 1
     assert records(tmp_path / "run") == [record]
 
@@ -443,7 +445,7 @@ def test_a_restored_job_predicts_as_it_did(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     go(plan([suite(CURVE, DIGITS)]), run_dir)
     fitted = restore.load(run_dir, "tiny", task="curve", seed=1)
-    arrays = store.load_predictions(next((run_dir / "jobs/curve/tiny").glob("seed-1-*")))
+    arrays = load_predictions(next((run_dir / "jobs/curve/tiny").glob("seed-1-*")))
     predicted = fitted.predict(arrays["curve/x"][:, None])
     np.testing.assert_allclose(predicted.mean, arrays["curve/mean"].astype(np.float64).mean(0), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(predicted.aleatoric_variance, 9.0, rtol=1e-5)

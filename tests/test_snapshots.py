@@ -25,8 +25,8 @@ from bayes_bench import (
 )
 from bayes_bench.augmentation import Augmentation
 from bayes_bench.errors import DataError
+from bayes_bench.host.stopping import Stop
 from bayes_bench.snapshots import Snapshots, _pack, _read, _unpack
-from bayes_bench.stopping import Stop
 from bayes_bench.testing import classification, images, regression
 
 IDENTITY = {"job": "a", "code": {"core": "1"}}

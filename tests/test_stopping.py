@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from bayes_bench.stopping import Stop, on_signals
+from bayes_bench.host.stopping import Stop, on_signals
 
 
 def test_a_request_is_an_interrupt_where_nobody_defers_it() -> None:

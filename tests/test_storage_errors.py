@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from synthetic import METHODS, make_job, write_job, write_plan
 
-from bayes_bench import report, store
+from bayes_bench import report
 from bayes_bench.errors import StorageError
+from bayes_bench.results.folder import job_state
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits, mounts and users are those of POSIX")
 
@@ -95,7 +96,7 @@ def test_a_full_disk(full_disk: Path) -> None:
         write_job(full_disk, other, more)
     assert contents(full_disk) == before
     (full_disk / "ballast").unlink()
-    assert store.job_state(folder, record["key"]).kind == "finished"
+    assert job_state(folder, record["key"]).kind == "finished"
     write_job(full_disk, record, predictions)
 
 

@@ -15,8 +15,10 @@ import filelock
 import numpy as np
 import pytest
 
-from bayes_bench import store
 from bayes_bench.errors import DataError, StorageError, UsageError
+from bayes_bench.host import files
+from bayes_bench.results import folder as store
+from bayes_bench.results import lock, schema
 
 KEY = "ab" * 32
 
@@ -65,7 +67,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
 
 def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.txt"
-    store.write_text(path, "old")
+    files.write_text(path, "old")
 
     def crash(self: Path, target: Path) -> Path:
         assert self.read_text(encoding="utf-8") == "new"  # complete before it takes the place
@@ -74,7 +76,7 @@ def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
-            store.write_text(path, "new")
+            files.write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
@@ -143,7 +145,7 @@ def test_every_changed_bit_of_a_record_is_noticed(folder: Path) -> None:
             changed[place] ^= 1 << bit
             path.write_bytes(changed)
             with pytest.raises(DataError):
-                store.read_record(path)
+                schema.read_record(path)
 
 
 @pytest.mark.parametrize("cut", [1, 3, 60, 100, 500])
@@ -154,21 +156,21 @@ def test_a_cut_or_longer_record_is_noticed(folder: Path, cut: int) -> None:
     for changed in (content[:-cut], content + bytes(cut), content + b"\n"):
         path.write_bytes(changed)
         with pytest.raises(DataError, match="damaged"):
-            store.read_record(path)
+            schema.read_record(path)
 
 
 def test_a_record_of_format_1_has_no_checksum_and_is_read(folder: Path) -> None:
     written = write(folder)
-    store.write_json(folder / store.RECORD, written | {"format": 1})
+    schema.write_json(folder / store.RECORD, written | {"format": 1})
     assert store.job_state(folder, KEY) == store.JobState("finished", written | {"format": 1})
-    store.write_json(folder / store.RECORD, written)
+    schema.write_json(folder / store.RECORD, written)
     with pytest.raises(DataError, match="its checksum is missing"):
-        store.read_record(folder / store.RECORD)
+        schema.read_record(folder / store.RECORD)
 
 
 def test_what_steers_a_terminal_is_replaced_where_it_is_written(folder: Path) -> None:
     write(folder, error="\x1b]0;title\x07 \ud800 \u202e", note="x" * 30_000)
-    written = store.read_record(folder / store.RECORD)
+    written = schema.read_record(folder / store.RECORD)
     assert written["error"] == "\ufffd]0;title\ufffd \ufffd \ufffd"
     assert len(written["note"]) == 20_000
     assert written["note"].endswith("x…")
@@ -193,15 +195,15 @@ def test_json_that_readers_would_stumble_over_is_refused(tmp_path: Path, text: s
     path = tmp_path / "record.json"
     path.write_text(text)
     with pytest.raises(DataError, match=f"{path} is damaged: .*{said}"):
-        store.read_checked(path)
+        schema.read_checked(path)
 
 
 def test_a_file_too_large_for_a_record_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     with path.open("wb") as file:
-        file.truncate(store.LARGEST_JSON + 1)
+        file.truncate(schema.LARGEST_JSON + 1)
     with pytest.raises(DataError, match="more than"):
-        store.read_checked(path)
+        schema.read_checked(path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems call it a lack of permission")
@@ -271,7 +273,7 @@ def test_a_run_folder_that_leads_elsewhere_is_refused(tmp_path: Path, name: str)
     target.write_text("precious")
     run = tmp_path / "run"
     run.mkdir()
-    store.write_checked(run / store.RUN, {"format": 2, "jobs": []})
+    schema.write_checked(run / store.RUN, {"format": 2, "jobs": []})
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(target)
     for act in (store.read_run, store.check_run_dir):
@@ -288,9 +290,9 @@ def test_a_record_in_the_folder_of_another_job_is_damaged(folder: Path, tmp_path
 
 def test_a_record_of_a_newer_format_says_to_update(folder: Path) -> None:
     write(folder)
-    store.write_checked(folder / store.RECORD, record() | {"format": 3})
+    schema.write_checked(folder / store.RECORD, record() | {"format": 3})
     with pytest.raises(DataError, match="update bayes-bench"):
-        store.read_record(folder / store.RECORD)
+        schema.read_record(folder / store.RECORD)
 
 
 def test_a_missing_or_cut_file_is_noticed(folder: Path) -> None:
@@ -319,8 +321,8 @@ def test_another_key_with_the_same_eight_digits_is_another_job(folder: Path) -> 
 
 
 def test_the_hash_is_canonical() -> None:
-    assert store.canonical_hash({"a": 1, "b": (1.5, None)}) == store.canonical_hash({"b": [1.5, None], "a": 1})
-    assert store.canonical_hash({"a": 1}) != store.canonical_hash({"a": "1"})
+    assert schema.canonical_hash({"a": 1, "b": (1.5, None)}) == schema.canonical_hash({"b": [1.5, None], "a": 1})
+    assert schema.canonical_hash({"a": 1}) != schema.canonical_hash({"a": "1"})
 
 
 @pytest.mark.parametrize(
@@ -331,7 +333,7 @@ def test_names_that_windows_reserves(name: str, safe: str) -> None:
 
 
 def test_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) -> None:
-    store.write_text(tmp_path / "a", "x")
+    files.write_text(tmp_path / "a", "x")
     (tmp_path / "plain").write_text("x")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
@@ -342,36 +344,36 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path, monkeypat
         rf"another bayes-bench run is writing to .*: process {os.getpid()} on {re.escape(socket.gethostname())} "
         r"since 20\d\d-.* \(bayes-bench run 'my suite.toml'\); wait for it or choose another --out"
     )
-    with store.locked(tmp_path / "run"):
-        with pytest.raises(UsageError, match=sentence), store.locked(tmp_path / "run"):
+    with lock.locked(tmp_path / "run"):
+        with pytest.raises(UsageError, match=sentence), lock.locked(tmp_path / "run"):
             pass
         with pytest.raises(UsageError, match=sentence):
-            store.check_not_in_use(tmp_path / "run")
+            lock.check_not_in_use(tmp_path / "run")
         for damaged in ("{", "[]", '{"process": 1}', "[" * 10_000, "\0"):
-            (tmp_path / "run" / store.HOLDER).write_text(damaged)
-            with pytest.raises(UsageError, match="run; wait for it"), store.locked(tmp_path / "run"):
+            (tmp_path / "run" / lock.HOLDER).write_text(damaged)
+            with pytest.raises(UsageError, match="run; wait for it"), lock.locked(tmp_path / "run"):
                 pass
-    with store.locked(tmp_path / "run"):
+    with lock.locked(tmp_path / "run"):
         pass  # released
     for folder in ("run", "new"):
-        store.check_not_in_use(tmp_path / folder)
+        lock.check_not_in_use(tmp_path / folder)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     assert not (tmp_path / "new").exists()
 
 
 def test_a_pipe_in_place_of_the_holder_is_not_waited_for(tmp_path: Path) -> None:
-    with store.locked(tmp_path):
-        (tmp_path / store.HOLDER).unlink()
-        os.mkfifo(tmp_path / store.HOLDER)
-        with pytest.raises(UsageError, match=r"is writing to [^:]+; wait for it"), store.locked(tmp_path):
+    with lock.locked(tmp_path):
+        (tmp_path / lock.HOLDER).unlink()
+        os.mkfifo(tmp_path / lock.HOLDER)
+        with pytest.raises(UsageError, match=r"is writing to [^:]+; wait for it"), lock.locked(tmp_path):
             pass
 
 
 def test_the_holder_of_a_lock_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     about = {"process": 1, "host": "h\x1b]0;x\x07", "since": "now", "command": "a\nb"}
-    with store.locked(tmp_path):
-        (tmp_path / store.HOLDER).write_text(json.dumps(about))
-        with pytest.raises(UsageError) as refused, store.locked(tmp_path):
+    with lock.locked(tmp_path):
+        (tmp_path / lock.HOLDER).write_text(json.dumps(about))
+        with pytest.raises(UsageError) as refused, lock.locked(tmp_path):
             pass
     assert "process 1 on h?]0;x? since now (a?b)" in str(refused.value)
 
@@ -383,7 +385,7 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     sentence = r"cannot lock .*run \((no flock|No locks available)\); choose an --out on a file system that has locks"
-    with pytest.raises(UsageError, match=sentence), store.locked(tmp_path / "run"):
+    with pytest.raises(UsageError, match=sentence), lock.locked(tmp_path / "run"):
         pass
 
 

@@ -21,10 +21,12 @@ from safetensors.torch import save
 from synthetic import METHODS, make_job, write_job, write_plan
 from test_fuzz import forge, fuzz, mutated
 
-from bayes_bench import HyperGAN, HyperGANConfig, reference, report, store
+from bayes_bench import HyperGAN, HyperGANConfig, reference, report
 from bayes_bench.data import read_inputs
 from bayes_bench.errors import DataError, UsageError
+from bayes_bench.host.files import file_facts
 from bayes_bench.posterior import METADATA
+from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, read_records, write_record
 from bayes_bench.testing import classification
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +70,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(run_dir: Path, to: Path) -> tuple[Path, Path, dict[str, Any]]:
     """A copy of the run, its job's folder and record."""
     shutil.copytree(run_dir, to)
-    ((folder, record),) = store.read_records(to)[0]
+    ((folder, record),) = read_records(to)[0]
     return to, folder, record
 
 
@@ -110,7 +112,7 @@ def changed(record: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 )
 def test_a_record_cannot_ask_for_anything(run_dir: Path, tmp_path: Path, path: str, value: Any, said: str) -> None:
     run, folder, record = copied(run_dir, tmp_path / "run")
-    forge(folder / store.RECORD, changed(record, path, value))
+    forge(folder / RECORD, changed(record, path, value))
     outcome = run_in_process(["predict", str(run), "map", str(run_dir.parent / "new.csv")])
     assert outcome.crash == ""
     assert (outcome.exit_code, outcome.out) == (2, "")
@@ -124,7 +126,7 @@ def test_predict_and_reference_of_a_record_that_says_anything(
     run_dir: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     run, folder, record = copied(run_dir, tmp_path_factory.mktemp("fuzz") / "run")
-    forge(folder / store.RECORD, data.draw(mutated(record)))
+    forge(folder / RECORD, data.draw(mutated(record)))
     for arguments in (["predict", str(run), "map", str(run_dir.parent / "new.csv")],
                       ["reference", str(run), "map", "--out", str(run / "r.safetensors")]):  # fmt: skip
         outcome = run_in_process(arguments)
@@ -138,7 +140,7 @@ def test_predict_with_a_posterior_that_holds_anything(
     run_dir: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     run, folder, record = copied(run_dir, tmp_path_factory.mktemp("fuzz") / "run")
-    path = folder / store.POSTERIOR
+    path = folder / POSTERIOR
     with safe_open(path, framework="pt") as file:
         about, state = json.loads(file.metadata()[METADATA]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for _ in range(data.draw(st.integers(0, 2))):
@@ -151,7 +153,7 @@ def test_predict_with_a_posterior_that_holds_anything(
     if data.draw(st.booleans()):
         about = data.draw(mutated(about))
     path.write_bytes(save(state, {METADATA: json.dumps(about)}))
-    store.write_record(folder, record | {"files": record["files"] | {store.POSTERIOR: store.file_facts(path)}})
+    write_record(folder, record | {"files": record["files"] | {POSTERIOR: file_facts(path)}})
     outcome = run_in_process(["predict", str(run), "map", str(run_dir.parent / "new.csv")])
     assert outcome.crash == ""
     assert outcome.exit_code in (0, 2)
@@ -177,10 +179,10 @@ def test_arrays_of_types_that_numpy_lacks_are_damage(run_dir: Path, tmp_path: Pa
     run, folder, record = copied(run_dir, tmp_path / "run")
     content = save({"test/log_probs": torch.zeros(1, 2, 2, dtype=getattr(torch, dtype))})
     files = dict(record["files"])
-    for path in (folder / store.PREDICTIONS, folder / store.POSTERIOR, tmp_path / "r.safetensors"):
+    for path in (folder / PREDICTIONS, folder / POSTERIOR, tmp_path / "r.safetensors"):
         path.write_bytes(content)
-        files |= {path.name: store.file_facts(path)} if path.parent == folder else {}
-    forge(folder / store.RECORD, record | {"files": files})
+        files |= {path.name: file_facts(path)} if path.parent == folder else {}
+    forge(folder / RECORD, record | {"files": files})
     for arguments, code in ((["report", str(run)], 0), (["verify", str(run)], 1), (["rerun", str(folder)], 2)):
         outcome = run_in_process(arguments)
         assert (outcome.exit_code, outcome.crash) == (code, "")
@@ -209,13 +211,13 @@ def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
 
 def test_names_in_a_spreadsheet_are_no_formulas(run_dir: Path, tmp_path: Path) -> None:
     run, folder, record = copied(run_dir, tmp_path / "run")
-    forge(folder / store.RECORD, changed(record, "data/classes", ["=cmd|' /C calc'!A0", "@SUM(1)"]))
+    forge(folder / RECORD, changed(record, "data/classes", ["=cmd|' /C calc'!A0", "@SUM(1)"]))
     outcome = run_in_process(["predict", str(run), "map", str(run_dir.parent / "new.csv")])
     cells = [line.split(",")[0] for line in outcome.out.splitlines()[1:]]
     assert cells
     assert all(cell.startswith("'") for cell in cells)
     row = {"value": 1.0, "unit": "", "higher_is_better": None, "group": "g"}
-    forge(folder / store.RECORD, changed(record, "metrics", [{"name": "=1+1", **row}, {"name": "ok", **row}]))
+    forge(folder / RECORD, changed(record, "metrics", [{"name": "=1+1", **row}, {"name": "ok", **row}]))
     report.write(run)
     assert ",'=1+1," in (run / report.SUMMARY).read_text(encoding="utf-8").splitlines()[0]
     assert "=1+1" not in (run / report.RESULTS).read_text(encoding="utf-8").replace("'=1+1", "")

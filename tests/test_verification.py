@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from runs import CURVE, DIGITS, register_fakes, suite
 
-from bayes_bench import analysis, metrics, report, runner, store
+from bayes_bench import analysis, metrics, report, runner
 from bayes_bench.errors import DataError, UsageError
+from bayes_bench.host.files import write_text
 from bayes_bench.jobs import Override, plan
 from bayes_bench.metrics.base import Metric
+from bayes_bench.results.folder import LOG, POSTERIOR, PREDICTIONS, RECORD, RUN, read_records
+from bayes_bench.results.schema import read_record, write_checked
 from bayes_bench.verification import Difference, verify
 
 
@@ -39,7 +42,7 @@ def run_dir(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def write_tables(folder: Path) -> Path:
     """What the report writes, without the page."""
     for name, text in report.csv_tables(analysis.load_run(folder)).items():
-        store.write_text(folder / name, text)
+        write_text(folder / name, text)
     return folder / "report.html"
 
 
@@ -51,7 +54,7 @@ def job(run_dir: Path, label: str) -> Path:
 def change(run_dir: Path, label: str, **changes: Any) -> None:
     """Alter a record as somebody who writes it anew would; the tables are made of it."""
     folder = job(run_dir, label)
-    store.write_checked(folder / store.RECORD, store.read_record(folder / store.RECORD) | changes)
+    write_checked(folder / RECORD, read_record(folder / RECORD) | changes)
     write_tables(run_dir)
 
 
@@ -63,11 +66,11 @@ def test_a_run_as_it_was_left_agrees_and_nothing_is_written(run_dir: Path) -> No
     before = contents(run_dir)
     found = verify(run_dir)
     assert (found.jobs, found.differences, found.missing, found.versions, found.exit_code) == (3, (), (), (), 0)
-    assert found.values == sum(len(record["metrics"]) for _, record in store.read_records(run_dir)[0])
+    assert found.values == sum(len(record["metrics"]) for _, record in read_records(run_dir)[0])
     assert contents(run_dir) == before
 
 
-@pytest.mark.parametrize("name", [store.PREDICTIONS, store.POSTERIOR, store.LOG])
+@pytest.mark.parametrize("name", [PREDICTIONS, POSTERIOR, LOG])
 def test_a_flipped_byte_in_any_file_is_found(run_dir: Path, name: str) -> None:
     path = job(run_dir, "tiny") / name
     content = bytearray(path.read_bytes())
@@ -79,17 +82,17 @@ def test_a_flipped_byte_in_any_file_is_found(run_dir: Path, name: str) -> None:
 
 
 def test_a_missing_file_and_a_damaged_record_are_found(run_dir: Path) -> None:
-    (job(run_dir, "tiny") / store.POSTERIOR).unlink()
-    (job(run_dir, "pair") / store.RECORD).write_text("{")
+    (job(run_dir, "tiny") / POSTERIOR).unlink()
+    (job(run_dir, "pair") / RECORD).write_text("{")
     write_tables(run_dir)
     damaged, missing = verify(run_dir).differences
     assert (damaged.kind, damaged.where) == ("damaged", "a record")
     assert str(job(run_dir, "pair")) in damaged.found
-    assert (missing.what, missing.found) == (store.POSTERIOR, "missing")
+    assert (missing.what, missing.found) == (POSTERIOR, "missing")
 
 
 def test_an_altered_metric_is_found_although_every_file_is_valid(run_dir: Path) -> None:
-    rows = store.read_record(job(run_dir, "pair") / store.RECORD)["metrics"]
+    rows = read_record(job(run_dir, "pair") / RECORD)["metrics"]
     (old,) = [row["value"] for row in rows if row["name"] == "accuracy"]
     altered = [row | {"value": row["value"] + 1e-9} if row["name"] == "accuracy" else row for row in rows]
     change(run_dir, "pair", metrics=altered, alarms=["made up"])
@@ -101,7 +104,7 @@ def test_an_altered_metric_is_found_although_every_file_is_valid(run_dir: Path) 
 
 
 def test_what_another_version_measured_is_a_kind_of_its_own(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = store.read_record(job(run_dir, "tiny") / store.RECORD)
+    record = read_record(job(run_dir, "tiny") / RECORD)
     rows = [row | {"unit": "furlongs"} if row["name"] == "rmse" else row for row in record["metrics"]]
     rows = [row for row in rows if row["name"] != "crps"] + [rows[0] | {"name": "old_metric", "value": 0.5}]
     change(run_dir, "tiny", metrics=rows, versions=record["versions"] | {"numpy": "1.0"})
@@ -171,7 +174,7 @@ def test_a_record_that_holds_nonsense_is_found_and_the_others_are_compared(
     run_dir: Path, changes: dict[str, Any]
 ) -> None:
     folder = job(run_dir, "tiny")
-    store.write_checked(folder / store.RECORD, store.read_record(folder / store.RECORD) | changes)
+    write_checked(folder / RECORD, read_record(folder / RECORD) | changes)
     write_tables(run_dir)
     found = verify(run_dir)
     assert found.jobs == 2
@@ -181,7 +184,7 @@ def test_a_record_that_holds_nonsense_is_found_and_the_others_are_compared(
 
 
 def test_jobs_that_were_not_run_yet_are_named(run_dir: Path) -> None:
-    (job(run_dir, "broken") / store.RECORD).unlink()
+    (job(run_dir, "broken") / RECORD).unlink()
     write_tables(run_dir)
     found = verify(run_dir)
     assert found.missing == ("curve / broken / seed 0",)
@@ -191,13 +194,13 @@ def test_jobs_that_were_not_run_yet_are_named(run_dir: Path) -> None:
 def test_other_folders_are_refused(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a run folder"):
         verify(tmp_path)
-    (run_dir / store.RUN).write_text("[]")
+    (run_dir / RUN).write_text("[]")
     with pytest.raises(DataError, match="damaged"):
         verify(run_dir)
 
 
 def test_a_reference_is_measured_against_as_in_the_run(run_dir: Path) -> None:
-    record = store.read_record(job(run_dir, "tiny") / store.RECORD)
+    record = read_record(job(run_dir, "tiny") / RECORD)
     change(run_dir, "tiny", task_spec=record["task_spec"] | {"reference": "gone.safetensors"})
     found = verify(run_dir).differences
     assert found

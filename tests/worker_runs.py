@@ -11,9 +11,10 @@ from typing import Any
 
 from runs import CURVE, suite
 
-from bayes_bench import runner, store
+from bayes_bench import runner
 from bayes_bench.executors import Workers
 from bayes_bench.jobs import Job, Observer, plan
+from bayes_bench.results.folder import read_records
 
 MEASURED = {"started", "finished", "fit", "cost", "metrics", "files", "checksum"}
 """Parts of a record with times, memory and hashes of them."""
@@ -59,7 +60,7 @@ def go(
     result = runner.run(
         jobs, run_dir, device="cpu", threads=1, observer=seen, workers=Workers(**workers), snapshot_every=snapshot_every
     )
-    records, problems = store.read_records(run_dir)
+    records, problems = read_records(run_dir)
     assert problems == []
     return result, {record["label"]: record for _, record in records}, seen
 
@@ -72,7 +73,7 @@ def log_of(run_dir: Path, label: str) -> str:
 def without_measurements(run_dir: Path) -> dict[str, Any]:
     """Everything that a run has computed: records without times, and hashes of the stored arrays."""
     found = {}
-    for folder, record in store.read_records(run_dir)[0]:
+    for folder, record in read_records(run_dir)[0]:
         kept = {name: value for name, value in record.items() if name not in MEASURED}
         kept["history"] = record["fit"]["history"]
         kept["values"] = [row for row in record["metrics"] if row["group"] != "cost"]

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from bayes_bench import plugins
 from bayes_bench.data import (
     cifar,
     csv_file,
@@ -37,6 +36,7 @@ from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream
 from bayes_bench.data.new_inputs import read_inputs
 from bayes_bench.data.stored import StoredRows, blocks
 from bayes_bench.errors import BayesBenchError, DataError, PluginError, UsageError, named, unknown_name
+from bayes_bench.host import plugins
 from bayes_bench.settings import Settings, explain
 from bayes_bench.suite import CategoricalSpec, OODSpec, SourceSpec, TaskSpec
 

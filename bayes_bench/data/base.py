@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bayes_bench import machine
 from bayes_bench.data.files import Files
 from bayes_bench.data.stored import StoredRows
 from bayes_bench.errors import DataError, UsageError
+from bayes_bench.host import machine
 from bayes_bench.settings import Settings, setting
 
 Kind = Literal["classification", "regression"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from bayes_bench.errors import UsageError
-from bayes_bench.stopping import Stop
+from bayes_bench.host.stopping import Stop
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bayes_bench.execution import Conditions, Keyed, execute
 from bayes_bench.executors import Executor, Outcome, Watch
 from bayes_bench.executors.worker import Reporter
-from bayes_bench.stopping import Stop
+from bayes_bench.host.stopping import Stop
 
 
 class Here(Executor):

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from bayes_bench.errors import BayesBenchError, DataError, named
 from bayes_bench.executors import Executor, Outcome, Watch
 from bayes_bench.executors.worker import DriversWish, Reporter
+from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs import Job
-from bayes_bench.stopping import Stop
 
 if TYPE_CHECKING:
     from bayes_bench.execution import Conditions, Keyed

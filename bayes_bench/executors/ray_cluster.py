@@ -31,12 +31,13 @@ import filelock
 import ray
 from ray import exceptions as trouble
 
-from bayes_bench import store
 from bayes_bench.errors import UsageError, named
 from bayes_bench.executors import Executor, Outcome, Watch, Workers
 from bayes_bench.executors.worker import DriversWish, Reporter
+from bayes_bench.host.files import write_bytes
+from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs import Job
-from bayes_bench.stopping import Stop
+from bayes_bench.results.folder import RECORD, SNAPSHOTS, write_files
 from bayes_bench.suite import CustomNetworkSpec
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class RayCluster(Executor):
             code_of(item.job, self.conditions.allow_code),
             _module_of_network(item.job, self.conditions.allow_code),
             tuple(path.read_bytes() for path in self.conditions.allow_code),
-            _contents(item.folder, f"{store.SNAPSHOTS}/*"),
+            _contents(item.folder, f"{SNAPSHOTS}/*"),
             self._workers,
         )
         answer = self._run.remote(parcel, self._tasks[id(item.task)], self._mailbox)
@@ -255,14 +256,14 @@ class RayCluster(Executor):
             # Most of all: a machine without this package, or with another Python.
             return Outcome(item, "failed", error=named(error), log=str(error))
         if delivery.kind == "recorded":
-            return Outcome(item, "recorded", store.write_files(item.folder, delivery.files))
+            return Outcome(item, "recorded", write_files(item.folder, delivery.files))
         self._keep(item, delivery.files)
         return Outcome(item, delivery.kind, error=delivery.error, log=delivery.log)
 
     def _keep(self, item: Keyed, snapshots: Files) -> None:
         try:
             for name, content in snapshots.items():
-                store.write_bytes(item.folder / name, content)
+                write_bytes(item.folder / name, content)
         except (OSError, UsageError) as error:
             self.watch.message(item, f"has a snapshot that cannot be kept here ({error})")
 
@@ -422,13 +423,13 @@ class Courier:
             with suppress(OSError):  # it has just been replaced or removed
                 version = _version(path)
                 if self._seen.get(path) != version:
-                    letters.append(("snapshot", (f"{store.SNAPSHOTS}/{path.name}", path.read_bytes())))
+                    letters.append(("snapshot", (f"{SNAPSHOTS}/{path.name}", path.read_bytes())))
                     self._seen[path] = version
         # Not ray.get, which may give a job's cores away while it waits.
         return bool(self._mailbox.post.remote(self._attempt, letters).future().result(ANSWER_SECONDS))
 
     def _snapshots(self) -> list[Path]:
-        return [path for path in self._folder.glob(f"{store.SNAPSHOTS}/*") if not path.name.startswith(".")]
+        return [path for path in self._folder.glob(f"{SNAPSHOTS}/*") if not path.name.startswith(".")]
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -459,11 +460,11 @@ def run_parcel(parcel: Parcel, task: bytes, mailbox: Any) -> Delivery:
         try:
             _run(parcel, pickle.loads(task), mailbox, folder, Path(temporary) / "code")
         except KeyboardInterrupt:
-            if not (folder / store.RECORD).is_file():
-                return Delivery("interrupted", _contents(folder, f"{store.SNAPSHOTS}/*"))
+            if not (folder / RECORD).is_file():
+                return Delivery("interrupted", _contents(folder, f"{SNAPSHOTS}/*"))
         except Exception as error:
             return Delivery("failed", {}, named(error), traceback.format_exc())
-        return Delivery("recorded", _contents(folder, "*", f"{store.SNAPSHOTS}/*"))
+        return Delivery("recorded", _contents(folder, "*", f"{SNAPSHOTS}/*"))
 
 
 def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> None:
@@ -471,11 +472,11 @@ def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> 
     from bayes_bench.networks import build_network
 
     for name, content in parcel.snapshots.items():
-        store.write_bytes(folder / name, content)
+        write_bytes(folder / name, content)
     modules = []
     for number, (path, content) in enumerate(zip(parcel.conditions.allow_code, parcel.modules, strict=True)):
         modules.append(code / str(number) / path.name)
-        store.write_bytes(modules[-1], content)
+        write_bytes(modules[-1], content)
     if execution.code_of(parcel.job, modules) != parcel.code:
         raise UsageError(
             f"{socket.gethostname()} has other code of bayes-bench or of the method than the machine on which the run "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-from bayes_bench.stopping import Stop
+from bayes_bench.host.stopping import Stop
 
 PROGRESS_SECONDS = 0.2
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bayes_bench import plugins
 from bayes_bench.errors import DivergenceError, PluginError, named
+from bayes_bench.host import plugins
 from bayes_bench.metrics import calibration, classification, cost, diagnostics, diversity, ood, reference, regression
 from bayes_bench.metrics.base import JobPredictions, Metric, NotApplicableError, normalise, summarise
 from bayes_bench.metrics.calibration import ece, ece_adaptive, fit_temperature, reliability
@@ -32,8 +32,7 @@ from bayes_bench.metrics.diversity import (
 )
 from bayes_bench.metrics.ood import auroc, average_precision, fpr_at_tpr
 from bayes_bench.metrics.regression import coverage, crps, rmse
-from bayes_bench.settings import LARGEST_NUMBER
-from bayes_bench.suite import COLLAPSE_THRESHOLD
+from bayes_bench.settings import COLLAPSE_THRESHOLD, LARGEST_NUMBER
 
 __all__ = [
     "CATALOGUE",

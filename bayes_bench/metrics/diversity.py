@@ -20,7 +20,7 @@ from bayes_bench.metrics.base import (
     normalise,
     summarise,
 )
-from bayes_bench.suite import COLLAPSE_THRESHOLD
+from bayes_bench.settings import COLLAPSE_THRESHOLD
 
 GROUP = "diversity"
 

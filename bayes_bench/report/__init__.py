@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bayes_bench import store
 from bayes_bench.analysis import Run, history_frame, load_run, published_frame, results_frame, summary_frame, wide_frame
+from bayes_bench.host.files import make_folder, spreadsheet_safe, write_text
 
 RESULTS = "results.csv"
 SUMMARY = "summary.csv"
@@ -38,9 +38,9 @@ def write(run: Run | Path | str, folder: Path | None = None) -> Path:
     # Everything is made before anything is written: a failure leaves the old files as they were.
     texts = {**csv_tables(run), REPORT: render(open_book(run))}
     folder = folder or run.folder
-    store.make_folder(folder)
+    make_folder(folder)
     for name, text in texts.items():
-        store.write_text(folder / name, text)
+        write_text(folder / name, text)
     return folder / REPORT
 
 
@@ -60,7 +60,7 @@ def csv(frame: pd.DataFrame, float_format: str | None = None) -> str:
     """CSV with full precision; a text that a spreadsheet would take for a formula gets an apostrophe before it."""
 
     def guard(value: object) -> object:
-        return store.spreadsheet_safe(" ".join(value.split("\n"))) if isinstance(value, str) else value
+        return spreadsheet_safe(" ".join(value.split("\n"))) if isinstance(value, str) else value
 
     return str(
         frame.map(guard).rename(columns=guard).to_csv(index=False, float_format=float_format, lineterminator="\n")

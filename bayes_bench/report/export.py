@@ -11,9 +11,10 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.lines import Line2D
 
-from bayes_bench import report, store
+from bayes_bench import report
 from bayes_bench.analysis import Run, load_run
 from bayes_bench.errors import UsageError
+from bayes_bench.host.files import make_folder, write_text
 from bayes_bench.report.charts import Chart
 from bayes_bench.report.charts.base import STYLE
 from bayes_bench.report.page import charts_for, open_book, ranks_of
@@ -83,9 +84,9 @@ def export(run: Run | Path | str, folder: Path) -> list[Path]:
         add(ranks)
     if not texts:
         raise UsageError(f"{run.folder} has no finished job; there is nothing to export")
-    store.make_folder(folder)
+    make_folder(folder)
     for file, text in texts.items():
-        store.write_text(folder / file, text)
+        write_text(folder / file, text)
     return [folder / file for file in texts]
 
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from bayes_bench.errors import UsageError
-from bayes_bench.machine import MEMORY_LIMIT_MB
+from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.stacked.blocks import Blocks, choose_blocks
 from bayes_bench.stacked.operations import NotStackableError, Value
 from bayes_bench.stacked.plan import Plan, make_plan

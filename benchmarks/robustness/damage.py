@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from bayes_bench import store
 from bayes_bench.errors import DataError
 from bayes_bench.jobs import plan
+from bayes_bench.results.folder import JOB_FILES, RECORD, RUN, job_state, read_records, read_run
 from bayes_bench.runner import run
 from bayes_bench.snapshots import Snapshots
 from bayes_bench.suite import load_suite
@@ -33,7 +33,7 @@ def finished_job(folder: Path) -> tuple[Path, str]:
     """A small finished job: its folder and key."""
     (job,) = plan([load_suite("cubic")], methods=["map"], seeds=[0], budget_scale=0.01)
     run([job], folder, device="cpu", threads=1)
-    ((found, record),) = store.read_records(folder)[0]
+    ((found, record),) = read_records(folder)[0]
     return found, record["key"]
 
 
@@ -69,17 +69,17 @@ def measure(folder: Path, seed: int) -> list[Result]:
     job, key = finished_job(folder / "run")
 
     def damaged_job() -> bool:
-        return store.job_state(job, key).kind == "damaged"
+        return job_state(job, key).kind == "damaged"
 
     def damaged_run() -> bool:
         try:
-            store.read_run(folder / "run")
+            read_run(folder / "run")
         except DataError:
             return True
         return False
 
-    results = [try_file(job / name, damaged_job, chance) for name in (store.RECORD, *store.JOB_FILES)]
-    results.append(try_file(folder / "run" / store.RUN, damaged_run, chance))
+    results = [try_file(job / name, damaged_job, chance) for name in (RECORD, *JOB_FILES)]
+    results.append(try_file(folder / "run" / RUN, damaged_run, chance))
     snapshots = Snapshots(folder / "snapshots", {"job": key})
     weights = {"weight": torch.randn(8, 3), "step": torch.tensor(3.0)}
     snapshots.save(1, {"state": weights, "spent": 10.5, "history": [{"evaluations": 5.0}]})

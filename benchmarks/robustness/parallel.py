@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bayes_bench import store
 from bayes_bench.metrics import CATALOGUE
+from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, read_records
 
 COMMAND = (sys.executable, "-m", "bayes_bench")
 COST = {metric.name for metric in CATALOGUE if metric.group == "cost"}
@@ -29,8 +29,8 @@ def stable(record: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in record.items() if key not in VARYING}
     kept["metrics"] = [row for row in record["metrics"] if row["name"] not in COST]
     kept["fit"] = {key: value for key, value in record["fit"].items() if key != "seconds"}
-    kept["predictions"] = record["files"][store.PREDICTIONS]["sha256"]
-    kept["posterior"] = record["files"][store.POSTERIOR]["sha256"]
+    kept["predictions"] = record["files"][PREDICTIONS]["sha256"]
+    kept["posterior"] = record["files"][POSTERIOR]["sha256"]
     return json.dumps(kept, sort_keys=True)
 
 
@@ -42,7 +42,7 @@ def same_as_serial(folder: Path) -> dict[int, bool]:
         parallel = [f"--jobs={jobs}"] if jobs else []
         arguments = ["cubic", "--methods=map,ensemble,mcdropout,sgld", "--seeds=0-1", "--budget-scale=0.1", "--quiet"]
         subprocess.run([*COMMAND, "run", *arguments, "--threads=1", *parallel, f"--out={out}"], check=True)
-        return [stable(record) for _, record in store.read_records(out)[0]]
+        return [stable(record) for _, record in read_records(out)[0]]
 
     serial = results(0)
     return {jobs: results(jobs) == serial for jobs in (1, 2, 3, 4)}
@@ -97,7 +97,7 @@ def soak(folder: Path, jobs: int = 200, workers: int = 4) -> Soak:
     def grown(index: int) -> tuple[float, float]:
         return statistics.median(s[index] for s in early), statistics.median(s[index] for s in late)
 
-    records = store.read_records(folder)[0]
+    records = read_records(folder)[0]
     return Soak(
         jobs=jobs,
         finished=sum(record["status"] == "ok" for _, record in records),

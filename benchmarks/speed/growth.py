@@ -32,7 +32,8 @@ def measure(samples: int, width: int) -> dict[str, Any]:
     """Draw and predict ``IMAGES`` images with ``iter_samples``; a generator that was not trained costs as much."""
     import torch
 
-    from bayes_bench import Categorical, HyperGAN, machine
+    from bayes_bench import Categorical, HyperGAN
+    from bayes_bench.host import machine
     from bayes_bench.networks import convnet
 
     torch.manual_seed(0)

@@ -25,8 +25,9 @@ import peers
 import plot
 import torch
 
-from bayes_bench import FitData, machine
+from bayes_bench import FitData
 from bayes_bench.data.mnist import MnistOptions, split
+from bayes_bench.host import machine
 
 PARTS = ("cells", "hypergan", "growth", "peers")
 

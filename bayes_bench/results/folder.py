@@ -9,52 +9,45 @@ A job's folder without a valid record is unfinished. A file is written under a t
 folder, flushed to the disk and renamed, so a reader sees the old file or the new one and nothing else.
 
 ``record.json`` and ``run.json`` end with a checksum of all their bytes. Whoever gives a run folder away can make it
-match anything, so what they hold is checked as well (``bayes_bench.records``), and symbolic links are refused: names
+match anything, so what they hold is checked as well (``schema``), and symbolic links are refused: names
 and links must not lead a reader or a writer out of the folder.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import math
 import os
-import re
-import secrets
-import shlex
 import shutil
-import socket
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from bayes_bench import records
-from bayes_bench.errors import DataError, StorageError, UsageError, printable
-from bayes_bench.settings import check_values
+from bayes_bench.errors import DataError, UsageError, printable
+from bayes_bench.host.files import TEMPORARY, file_facts, replacing, write_bytes, write_text, writing
+from bayes_bench.results.lock import HOLDER, LOCK
+from bayes_bench.results.schema import (
+    FORMAT,
+    check_predictions,
+    check_record,
+    check_run,
+    cleaned,
+    plain,
+    read_checked,
+    read_record,
+    write_checked,
+)
 
-FORMAT = 2
 RECORD = "record.json"
 PREDICTIONS = "predictions.safetensors"
 POSTERIOR = "posterior.safetensors"
 LOG = "log.txt"
 RUN = "run.json"
-LOCK = ".lock"
-HOLDER = ".lock.json"
-"""Who holds the lock, for whoever finds it taken."""
-LONGEST_HOLDER = 20_000
-"""Bytes of that file."""
 SNAPSHOTS = "snapshots"
 """The folder of an unfinished job's snapshots."""
 JOB_FILES = (PREDICTIONS, POSTERIOR, LOG)
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-"""Names of files that are being written."""
 WINDOWS_DEVICES = {
     "CON",
     "PRN",
@@ -62,208 +55,9 @@ WINDOWS_DEVICES = {
     "NUL",
     *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10)),
 }
-CHECKSUM = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n}\n\Z')
-"""The end of a file that carries a checksum of its bytes, taken with zeros in the checksum's place."""
-NUMBER = re.compile(r"-?[0-9.]+(e-?[0-9]+)?")
-LARGEST_JSON = 64 * 2**20
-"""Bytes of ``record.json`` or ``run.json``; no job comes near."""
-REMEDIES = {
-    **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-        "free space there, then the same command continues",
-    ),
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS),
-        "make it writable or choose another folder, then the same command continues",
-    ),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "make the folder first"),
-    errno.EISDIR: "remove the folder that is in its place, then the same command continues",
-}
 
 
 # Files ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Whatever the system refuses while ``path`` is written becomes one sentence.
-
-    Raises:
-        StorageError: with the remedy.
-    """
-    try:
-        yield
-    except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, "see to the disk, then the same command continues")
-        raise StorageError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` to write to; on success it replaces ``path``, else it vanishes.
-
-    Raises:
-        StorageError: the system refuses; what was at ``path`` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with writing(path):
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, where there is none.
-
-    Raises:
-        StorageError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file atomically, with the same line ends on every system."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically, and its folder where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; numbers that are not finite become null, which JSON can hold."""
-    write_text(path, _json(content))
-
-
-def write_checked(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, its last key a checksum of the file's bytes, for ``read_checked``."""
-    rest = {key: value for key, value in records.cleaned(_plain(content)).items() if key != "checksum"}
-    text = _json({**rest, "checksum": 64 * "0"})
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    write_text(path, text.removesuffix(f'{64 * "0"}"\n}}\n') + f'{digest}"\n}}\n')
-
-
-def read_checked(path: Path) -> dict[str, Any]:
-    """What ``write_checked`` wrote, without the checksum; every changed byte is noticed.
-
-    A file of format 1 has no checksum.
-
-    Raises:
-        DataError: unreadable, damaged, or of a newer format.
-    """
-    try:
-        raw = read_bytes(path, LARGEST_JSON + 1)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(raw) > LARGEST_JSON:
-        raise DataError(f"{path} is damaged: it has more than {LARGEST_JSON:,} bytes")
-    try:
-        return _checked(raw)
-    except _NewerError as error:
-        raise DataError(f"{path} has {error}; update bayes-bench") from None
-    except (DataError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-
-
-def read_bytes(path: Path, most: int) -> bytes:
-    """The first bytes of a file in a run folder.
-
-    Raises:
-        DataError: it is a symbolic link, or no file: a pipe would be waited for without end.
-        OSError: it cannot be read.
-    """
-    if path.is_symlink():
-        raise DataError(f"{path} is a symbolic link, which a run folder must not hold; remove it")
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path} is not a file; remove it")
-    with path.open("rb") as file:
-        return file.read(most)
-
-
-class _NewerError(Exception):
-    """A file of a format that a later version introduced."""
-
-
-def _checked(raw: bytes) -> dict[str, Any]:
-    end = CHECKSUM.search(raw, max(0, len(raw) - 100))
-    if end is not None:
-        digest = hashlib.sha256(raw[: end.start(1)] + 64 * b"0" + raw[end.end(1) :]).hexdigest()
-        if digest.encode() != end[1]:
-            raise DataError("its checksum differs")
-    content = json.loads(raw.decode("utf-8"))
-    written = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(written, int) or isinstance(written, bool):
-        raise DataError("it names no format")
-    if written > FORMAT:
-        raise _NewerError(f"format {written}, this version reads up to {FORMAT}")
-    if end is None and written > 1:
-        raise DataError("its checksum is missing")
-    check_values(content)
-    return {key: value for key, value in content.items() if key != "checksum"}
-
-
-def spreadsheet_safe(text: str) -> str:
-    """A cell of a CSV file; one that a spreadsheet would take for a formula gets an apostrophe before it."""
-    if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r")) and not NUMBER.fullmatch(text):
-        return f"'{text}"
-    return text
-
-
-def file_facts(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, as records list them."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
-
-
-def canonical_hash(content: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of its keys."""
-    text = json.dumps(_plain(content), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _json(content: Any) -> str:
-    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _sync_folder(folder: Path) -> None:
-    # The rename is durable only when the folder is flushed; Windows cannot open a folder and needs no such thing.
-    if os.name == "posix":
-        with suppress(OSError):  # some network file systems refuse; the file itself is complete
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
-def _plain(value: Any) -> Any:
-    """Numpy numbers and arrays, tuples and paths as JSON has them."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Path):
-        return str(value)
-    return value
 
 
 # Jobs -----------------------------------------------------------------------------------------------------
@@ -393,7 +187,7 @@ def check_new_record(record: Mapping[str, Any]) -> None:
     Raises:
         DataError: says which key is wrong.
     """
-    records.check_record(records.cleaned(_plain({**record, "files": {}})))
+    check_record(cleaned(plain({**record, "files": {}})))
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -442,20 +236,6 @@ def clear_snapshots(folder: Path, *, keep: bool = False) -> None:
         shutil.rmtree(snapshots, ignore_errors=True)
     with suppress(OSError):
         snapshots.rmdir()
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A record, checked as far as every reader relies on it.
-
-    Raises:
-        DataError: unreadable, damaged, or of a newer format.
-    """
-    record = read_checked(path)
-    try:
-        records.check_record(record)
-    except DataError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    return record
 
 
 def read_records(run_dir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
@@ -529,7 +309,7 @@ def load_predictions(folder: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{error}; the same command again runs the job anew") from error
     try:
         arrays = dict(load_file(path))
-        records.check_predictions(arrays, record)
+        check_predictions(arrays, record)
     except (SafetensorError, DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         # Types and attributes: arrays of a type that NumPy does not have.
         raise DataError(f"{path} is damaged: {error}") from error
@@ -552,7 +332,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     _refuse_links_in(run_dir)
     content = read_checked(path)
     try:
-        records.check_run(content)
+        check_run(content)
     except DataError as error:
         raise DataError(f"{path} is damaged: {error}") from error
     return content
@@ -589,75 +369,3 @@ def check_run_dir(run_dir: Path, marker: str = RUN, kind: str = "run") -> None:
                 "choose another --out"
             )
     _refuse_links_in(run_dir, marker)
-
-
-def check_not_in_use(run_dir: Path) -> None:
-    """Does no other process write there now? Asked early, before work that would be for nothing.
-
-    Raises:
-        UsageError: as ``locked``.
-    """
-    if (run_dir / LOCK).exists():
-        with locked(run_dir):
-            pass
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Make the run folder and hold it for this process.
-
-    The lock is the operating system's and ends with the process, however that ends.
-
-    Raises:
-        UsageError: another process writes there (the sentence says which), the folder cannot be made, or its file
-            system has no locks.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
-    lock = FileLock(str(run_dir / LOCK), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UsageError(
-            f"another bayes-bench run is writing to {run_dir}{_holder(run_dir)}; wait for it or choose another --out"
-        ) from error
-    except PermissionError as error:
-        raise UsageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
-    except (OSError, NotImplementedError) as error:
-        raise UsageError(
-            f"cannot lock {run_dir} ({getattr(error, 'strerror', None) or error}); "
-            "choose an --out on a file system that has locks"
-        ) from error
-    try:
-        _write_holder(run_dir)
-        yield
-    finally:
-        with suppress(OSError):
-            (run_dir / HOLDER).unlink()
-        lock.release()
-
-
-def _write_holder(run_dir: Path) -> None:
-    about = {
-        "process": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-    with suppress(OSError):  # only a courtesy; whatever refuses it will refuse the results in better words
-        write_json(run_dir / HOLDER, about)
-
-
-def _holder(run_dir: Path) -> str:
-    """In words what the holder of the lock has said of itself; empty where it has not yet."""
-    try:
-        about = json.loads(read_bytes(run_dir / HOLDER, LONGEST_HOLDER))
-        text = f": process {about['process']} on {about['host']} since {about['since']} ({about['command']})"
-    except (OSError, DataError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    # Whoever can write there must not be able to send a terminal control characters.
-    return "".join(c if c.isprintable() else "?" for c in text)

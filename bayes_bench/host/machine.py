@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bayes_bench.host.shipped import PACKAGE
+
 MEMORY_LIMIT_MB = 512
 """What one call may use for intermediate values, where nothing else is set; in MB (2**20 bytes)."""
 MOST_THREADS = 1024
@@ -140,13 +142,12 @@ def checkout() -> dict[str, Any] | None:
 
     None for an installed package, and where there is no Git to ask.
     """
-    package = Path(__file__).resolve().parent
-    if not any((folder / ".git").exists() for folder in package.parents):
+    if not any((folder / ".git").exists() for folder in PACKAGE.parents):
         return None
 
     def ask(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(package), *arguments],
+            ["git", "-C", str(PACKAGE), *arguments],
             capture_output=True,
             check=True,
             encoding="utf-8",

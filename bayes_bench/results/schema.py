@@ -7,16 +7,20 @@ Letters: S networks drawn, N examples, C classes, D target dimensions, P points 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bayes_bench.errors import DataError, DivergenceError, printable
-from bayes_bench.settings import LARGEST_NUMBER, NAME_PATTERN
-from bayes_bench.suite import COLLAPSE_THRESHOLD
+from bayes_bench.host.files import read_bytes, write_text
+from bayes_bench.settings import COLLAPSE_THRESHOLD, LARGEST_NUMBER, NAME_PATTERN, check_values
 
 LONGEST_TEXT = 20_000
 MOST_NETWORKS = 1000
@@ -338,3 +342,106 @@ def _are_images(array: np.ndarray) -> bool:
 
 def _curve(record: Mapping[str, Any]) -> Any:
     return record["task_spec"].get("curve")
+
+
+FORMAT = 2
+CHECKSUM = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n}\n\Z')
+"""The end of a file that carries a checksum of its bytes, taken with zeros in the checksum's place."""
+LARGEST_JSON = 64 * 2**20
+"""Bytes of ``record.json`` or ``run.json``; no job comes near."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; numbers that are not finite become null, which JSON can hold."""
+    write_text(path, _json(content))
+
+
+def write_checked(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, its last key a checksum of the file's bytes, for ``read_checked``."""
+    rest = {key: value for key, value in cleaned(plain(content)).items() if key != "checksum"}
+    text = _json({**rest, "checksum": 64 * "0"})
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_text(path, text.removesuffix(f'{64 * "0"}"\n}}\n') + f'{digest}"\n}}\n')
+
+
+def read_checked(path: Path) -> dict[str, Any]:
+    """What ``write_checked`` wrote, without the checksum; every changed byte is noticed.
+
+    A file of format 1 has no checksum.
+
+    Raises:
+        DataError: unreadable, damaged, or of a newer format.
+    """
+    try:
+        raw = read_bytes(path, LARGEST_JSON + 1)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(raw) > LARGEST_JSON:
+        raise DataError(f"{path} is damaged: it has more than {LARGEST_JSON:,} bytes")
+    try:
+        return _checked(raw)
+    except _NewerError as error:
+        raise DataError(f"{path} has {error}; update bayes-bench") from None
+    except (DataError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+
+
+class _NewerError(Exception):
+    """A file of a format that a later version introduced."""
+
+
+def _checked(raw: bytes) -> dict[str, Any]:
+    end = CHECKSUM.search(raw, max(0, len(raw) - 100))
+    if end is not None:
+        digest = hashlib.sha256(raw[: end.start(1)] + 64 * b"0" + raw[end.end(1) :]).hexdigest()
+        if digest.encode() != end[1]:
+            raise DataError("its checksum differs")
+    content = json.loads(raw.decode("utf-8"))
+    written = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(written, int) or isinstance(written, bool):
+        raise DataError("it names no format")
+    if written > FORMAT:
+        raise _NewerError(f"format {written}, this version reads up to {FORMAT}")
+    if end is None and written > 1:
+        raise DataError("its checksum is missing")
+    check_values(content)
+    return {key: value for key, value in content.items() if key != "checksum"}
+
+
+def canonical_hash(content: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of its keys."""
+    text = json.dumps(plain(content), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _json(content: Any) -> str:
+    return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Numpy numbers and arrays, tuples and paths as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record, checked as far as every reader relies on it.
+
+    Raises:
+        DataError: unreadable, damaged, or of a newer format.
+    """
+    record = read_checked(path)
+    try:
+        check_record(record)
+    except DataError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    return record

@@ -1,0 +1,1 @@
+"""What the program stands on: machine, files, signals, installed packages. Knows no network, imports no torch."""

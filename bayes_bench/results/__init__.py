@@ -1,0 +1,1 @@
+"""What a job leaves on disk, and the checks before anyone believes it. Imports no torch."""
