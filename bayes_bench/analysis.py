@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from bayes_bench import metrics
 from bayes_bench.errors import UsageError, counted, unknown_name
 from bayes_bench.metrics import calibration, classification, regression
-from bayes_bench.metrics.base import GROUP_SIZES, Floats, Ints, JobPredictions, summarise
+from bayes_bench.metrics.base import GROUP_SIZES, Floats, Ints, summarise
 from bayes_bench.metrics.calibration import BINS, bin_index
+from bayes_bench.metrics.job import JobPredictions
 from bayes_bench.results.folder import job_folder, load_predictions, read_records, read_run
 from bayes_bench.results.schema import canonical_hash
 

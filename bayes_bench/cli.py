@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bayes_bench.analysis import Run
     from bayes_bench.predictive import ClassPrediction, ValuePrediction
     from bayes_bench.restore import FittedJob
-    from bayes_bench.suite import TaskSpec
+    from bayes_bench.tasks.spec import TaskSpec
 
 DEFAULT_SUITES = ("digits", "cubic")
 INTERRUPTED = 130
@@ -353,7 +353,7 @@ def run(
     from bayes_bench import jobs
     from bayes_bench.executors import Workers
     from bayes_bench.results.folder import check_run_dir
-    from bayes_bench.suite import load_suite
+    from bayes_bench.tasks.suites import load_suite
 
     workers = Workers(executor, at_once, timeout, address, cpus_per_job, gpus_per_job)
     workers.check()
@@ -417,7 +417,7 @@ def run(
 def _build_tasks(tasks: Iterable[TaskSpec], data_root: Path | None, allow_code: Sequence[Path]) -> None:
     """Read the data and build the networks of these tasks, but for those that would download a benchmark set."""
     from bayes_bench import data
-    from bayes_bench.tasks import build_task
+    from bayes_bench.tasks.task import build_task
 
     root = data.resolve_data_root(data_root)
     for task in tasks:
@@ -541,7 +541,7 @@ def tune(
     Exit code: 0, or 1 when every trial failed, 2 for a mistake in the input, 130 after Ctrl-C.
     """
     from bayes_bench import jobs, tuning
-    from bayes_bench.suite import load_suite
+    from bayes_bench.tasks.suites import load_suite
 
     method, spec = _taken_from_file(method), load_suite(suite)
     search = tuning.plan(
@@ -601,8 +601,8 @@ def reference(run_dir: Path, method: str, task: str | None, out: Path) -> None:
     command again. Only a method that samples the posterior itself makes a reference: look at its diagnostics, and at
     the distances between the two halves of its networks.
     """
-    from bayes_bench import reference as references
     from bayes_bench import terminal
+    from bayes_bench.metrics import references
 
     made = references.make(run_dir, method, task, out)
     console = terminal.stdout()
@@ -678,7 +678,7 @@ def _method_rows() -> tuple[list[str], list[list[str]]]:
 
 
 def _suite_rows() -> tuple[list[str], list[list[str]]]:
-    from bayes_bench.suite import installed_suites, load_suite, shipped_suites
+    from bayes_bench.tasks.suites import installed_suites, load_suite, shipped_suites
 
     rows = []
     for name in (*shipped_suites(), *installed_suites()):
@@ -769,6 +769,7 @@ def data_list(data_root: Path | None) -> None:
     from bayes_bench import data, terminal
     from bayes_bench.data import catalogue
     from bayes_bench.host import machine
+    from bayes_bench.tasks.suites import uses_of_sources
 
     root = data.resolve_data_root(data_root)
     rows = [
@@ -780,7 +781,7 @@ def data_list(data_root: Path | None) -> None:
             ", ".join(entry.suites),
             entry.files.licence,
         ]
-        for entry in catalogue.overview(root)
+        for entry in catalogue.overview(root, uses_of_sources())
     ]
     terminal.stdout().print(terminal.table(["set", "state", "size", "folder", "suites", "from"], rows, whole=1))
     click.echo(f"Data root: {root}")

@@ -33,15 +33,15 @@ from bayes_bench.host import machine
 from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs import Job, device_class
 from bayes_bench.likelihood import RESERVED
-from bayes_bench.measure import measure
+from bayes_bench.metrics.measure import measure
 from bayes_bench.networks import layer_names
 from bayes_bench.posterior import WeightPosterior, WeightSamples
 from bayes_bench.results.folder import SNAPSHOTS, check_new_record, write_job
 from bayes_bench.results.schema import FORMAT
 from bayes_bench.snapshots import EVERY, Snapshots
 from bayes_bench.stacked import take
-from bayes_bench.suite import CustomNetworkSpec
-from bayes_bench.tasks import Standardiser, Task
+from bayes_bench.tasks.spec import CustomNetworkSpec
+from bayes_bench.tasks.task import Standardiser, Task
 from bayes_bench.threads import is_small, limited_threads
 from bayes_bench.training import FitSummary, Monitor
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayes_bench.metrics.base import summarise
 from bayes_bench.results.schema import LARGEST_IMAGE
-from bayes_bench.tasks import Standardiser
+from bayes_bench.tasks.task import Standardiser
 
 IMAGES = 8
 """As many of each kind."""

@@ -14,7 +14,7 @@ from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.results.folder import RECORD, job_state, safe_name
 from bayes_bench.results.schema import canonical_hash, read_record
 from bayes_bench.settings import LARGEST_INTEGER, Settings, parse_toml
-from bayes_bench.suite import LARGEST_SEED, CategoricalSpec, MethodEntry, SuiteSpec, TaskSpec
+from bayes_bench.tasks.spec import LARGEST_SEED, CategoricalSpec, MethodEntry, SuiteSpec, TaskSpec
 
 # Parts of a task that change no result by themselves: texts, hints, what a job resolves on its own (budget and
 # settings), where the data come from and how many are used (the checksum speaks for the data, so a moved file changes
@@ -203,7 +203,7 @@ def plan(
             does not exist, a published number of an unknown metric, or one job in two suites.
         PluginError: a method that is asked for is broken.
     """
-    from bayes_bench.data import check_task
+    from bayes_bench.tasks.check import check_task
 
     if not (0 < budget_scale < float("inf")):
         raise UsageError(f"--budget-scale must be a positive number, got {budget_scale:g}")

@@ -6,43 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bayes_bench import metrics, reference
-from bayes_bench.errors import DataError, UsageError
 from bayes_bench.jobs import NOT_IN_KEY
-from bayes_bench.metrics.diversity import alarms
+from bayes_bench.metrics.measure import measure
 from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
 from bayes_bench.results.lock import locked
 from bayes_bench.settings import COLLAPSE_THRESHOLD
-from bayes_bench.suite import QUICK_SUFFIX, SuiteSpec, load_suite, shipped_suites
-
-
-def measure(predictions: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts ``metrics``, ``collapse``, ``alarms`` and ``reference`` of a record.
-
-    A reference that is missing or of another posterior is the reason why its metrics are n/a.
-
-    Raises:
-        DivergenceError: the predictions contain NaN or infinity.
-    """
-    facts: dict[str, Any] | None = None
-    arrays: Mapping[str, np.ndarray] | str = "no reference"
-    if name := (record.get("task_spec") or {}).get("reference"):
-        try:
-            found = reference.load(name)
-            reference.check(found, record)
-        except (UsageError, DataError) as error:
-            arrays = str(error)
-        else:
-            arrays, facts = found.arrays, {"name": name, **found.facts()}
-    collapse = metrics.collapse(predictions, record)
-    return {
-        "metrics": metrics.compute(predictions, record, reference=arrays),
-        "collapse": collapse,
-        "alarms": alarms(collapse),
-        "reference": facts,
-    }
+from bayes_bench.tasks.spec import QUICK_SUFFIX, SuiteSpec
+from bayes_bench.tasks.suites import load_suite, shipped_suites
 
 
 def measure_again(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:

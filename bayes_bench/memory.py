@@ -15,7 +15,7 @@ from torch import Tensor
 from bayes_bench.errors import MemoryLimitError
 from bayes_bench.host import machine
 from bayes_bench.posterior import WeightPosterior
-from bayes_bench.tasks import Task
+from bayes_bench.tasks.task import Task
 
 SETTINGS = (
     "samples",

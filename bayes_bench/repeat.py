@@ -138,7 +138,7 @@ def repeat(
     """
     from bayes_bench import execution
     from bayes_bench.posterior import resolve_device
-    from bayes_bench.tasks import build_task
+    from bayes_bench.tasks.task import build_task
 
     before = {name: _stored(recorded, name) for name in (PREDICTIONS, POSTERIOR)}
     job, how = recorded.job, recorded.surroundings

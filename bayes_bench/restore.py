@@ -21,14 +21,14 @@ from bayes_bench import registry
 from bayes_bench.errors import DataError, UsageError, named, unknown_name
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
-from bayes_bench.networks import build_network
 from bayes_bench.posterior import WeightPosterior, WeightSamples
 from bayes_bench.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
 from bayes_bench.prior import GaussianPrior
 from bayes_bench.results.folder import POSTERIOR, RECORD, check_file, read_records, read_run
 from bayes_bench.settings import explain
-from bayes_bench.suite import GaussianSpec, HeteroscedasticSpec, LikelihoodSpec, NetworkSpec
-from bayes_bench.tasks import Standardiser
+from bayes_bench.tasks.network import build_network
+from bayes_bench.tasks.spec import GaussianSpec, HeteroscedasticSpec, LikelihoodSpec, NetworkSpec
+from bayes_bench.tasks.task import Standardiser
 
 OUTPUT_BYTES = 64 * 2**20
 

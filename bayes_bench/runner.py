@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from bayes_bench import executors, reference, registry
+from bayes_bench import executors, registry
 from bayes_bench.clock import Clock
 from bayes_bench.errors import BayesBenchError, DataError, MemoryLimitError, UsageError
 from bayes_bench.execution import (
@@ -30,12 +30,13 @@ from bayes_bench.host.shipped import REFERENCE_SUFFIX
 from bayes_bench.host.stopping import Stop, on_signals
 from bayes_bench.jobs import Job, Observer
 from bayes_bench.measure import renewed
+from bayes_bench.metrics import references
 from bayes_bench.results.folder import RUN, check_run_dir, clear_snapshots, job_folder, job_state
 from bayes_bench.results.lock import check_not_in_use, locked
 from bayes_bench.results.schema import FORMAT, write_checked
 from bayes_bench.snapshots import EVERY
-from bayes_bench.suite import SuiteSpec
-from bayes_bench.tasks import Task, build_task
+from bayes_bench.tasks.spec import SuiteSpec
+from bayes_bench.tasks.task import Task, build_task
 
 CRASHES = 2
 """So often may a job's process die; then the job has failed."""
@@ -347,10 +348,12 @@ def _check_references(keyed: Sequence[Keyed], observer: Observer) -> None:
             continue
         fields = task_fields(task)
         try:
-            found = reference.load(name)
-            shipped_elsewhere = not name.endswith(REFERENCE_SUFFIX) and reference.differences(found, fields) == ["data"]
+            found = references.load(name)
+            shipped_elsewhere = not name.endswith(REFERENCE_SUFFIX) and references.differences(found, fields) == [
+                "data"
+            ]
             if not shipped_elsewhere:
-                reference.check(found, fields)
+                references.check(found, fields)
         except (UsageError, DataError) as error:
             raise type(error)(
                 f"task {task.spec.name!r}: {error}; make it with a run without the task's key 'reference', then: "

@@ -35,12 +35,12 @@ from bayes_bench import registry
 from bayes_bench.errors import DataError, UsageError, named
 from bayes_bench.examples import Examples, FitData
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
-from bayes_bench.networks import build_network
 from bayes_bench.posterior import WeightPosterior, WeightSamples, read_note, resolve_device
 from bayes_bench.prior import GaussianPrior
 from bayes_bench.stacked import StackedNetwork
-from bayes_bench.suite import MLPSpec
-from bayes_bench.tasks import Standardiser
+from bayes_bench.tasks.network import build_network
+from bayes_bench.tasks.spec import MLPSpec
+from bayes_bench.tasks.task import Standardiser
 from bayes_bench.threads import is_small, limited_threads
 from bayes_bench.training import FitSummary
 

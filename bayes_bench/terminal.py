@@ -22,7 +22,7 @@ from bayes_bench.tuning import Result, Trial, plain
 
 if TYPE_CHECKING:
     from bayes_bench.changes import Comparison
-    from bayes_bench.reference import Reference
+    from bayes_bench.metrics.references import Reference
     from bayes_bench.repeat import ArrayDifference, Repetition
     from bayes_bench.verification import Difference
 

@@ -33,12 +33,12 @@ from bayes_bench.results import schema
 from bayes_bench.results.folder import check_run_dir
 from bayes_bench.results.lock import locked
 from bayes_bench.settings import Range, Space, check_values, search_space
-from bayes_bench.suite import SuiteSpec, TaskSpec
+from bayes_bench.tasks.spec import SuiteSpec, TaskSpec
 
 if TYPE_CHECKING:
     import torch
 
-    from bayes_bench.tasks import Task
+    from bayes_bench.tasks.task import Task
 
 SEEDS = (100, 101)
 """Training seeds of every trial; no suite that ships uses them."""
@@ -281,7 +281,7 @@ def tune(
     check(out)
     from bayes_bench import execution
     from bayes_bench.posterior import resolve_device
-    from bayes_bench.tasks import build_task
+    from bayes_bench.tasks.task import build_task
     from bayes_bench.threads import limited_threads
 
     place = resolve_device(device)

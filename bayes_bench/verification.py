@@ -12,7 +12,7 @@ from bayes_bench.analysis import Run, load_run
 from bayes_bench.errors import BayesBenchError, DataError, named
 from bayes_bench.host import machine
 from bayes_bench.host.files import file_facts, read_bytes
-from bayes_bench.measure import measure
+from bayes_bench.metrics.measure import measure
 from bayes_bench.results.folder import load_predictions, read_records, read_run
 
 METRICS_DEPEND_ON = ("bayes_bench", "numpy", "scipy", "scikit_learn")

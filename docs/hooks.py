@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT / "reports"))
 from headline import folder_tables, references  # noqa: E402
 
 from bayes_bench import registry  # noqa: E402
-from bayes_bench.suite import SuiteSpec, load_suite, shipped_suites  # noqa: E402
+from bayes_bench.tasks.spec import SuiteSpec  # noqa: E402
+from bayes_bench.tasks.suites import load_suite, shipped_suites  # noqa: E402
 
 # Page of the site → file of the repository, where it is not docs/PAGE.
 ELSEWHERE = {

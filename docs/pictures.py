@@ -21,7 +21,7 @@ from torch import nn
 
 from bayes_bench import Categorical, Gaussian, HyperGAN
 from bayes_bench.metrics import ece
-from bayes_bench.metrics.diversity import disagreement
+from bayes_bench.metrics.pairs import disagreement
 from bayes_bench.report.charts.base import COLOURS, INK, MARKERS, MUTED, STYLE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ import fake_methods
 import pytest
 
 from bayes_bench.host import plugins
-from bayes_bench.suite import SuiteSpec
+from bayes_bench.tasks.spec import SuiteSpec
 
 CURVE = {
     "name": "curve",

@@ -11,8 +11,10 @@ import pytest
 
 from bayes_bench import data
 from bayes_bench.data import base, cubic, digits, letters
+from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.errors import DataError, UsageError
-from bayes_bench.suite import OODSpec, SourceSpec, TaskSpec
+from bayes_bench.tasks.check import check_task
+from bayes_bench.tasks.spec import TaskSpec
 
 NOWHERE = Path("nowhere")
 
@@ -76,7 +78,7 @@ def test_importing_and_checking_needs_no_torch() -> None:
     """Help, lists and errors in arguments are instant only while these modules stay light."""
     code = (
         "import sys\n"
-        "from bayes_bench.suite import load_suite, shipped_suites\n"
+        "from bayes_bench.tasks.suites import load_suite, shipped_suites\n"
         "[load_suite(name) for name in shipped_suites()]\n"
         "heavy = {'torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib', 'pandas', 'PIL'}\n"
         "heavy &= set(sys.modules)\n"
@@ -134,10 +136,10 @@ def test_wrong_options_are_one_sentence(spec: SourceSpec, message: str) -> None:
 def test_source_and_likelihood_must_agree() -> None:
     network = {"name": "mlp"}
     with pytest.raises(UsageError, match="'cubic' is for regression, but the likelihood 'categorical' is for"):
-        data.check_task(TaskSpec(name="t", data=SourceSpec(source="cubic"), network=network, budget=1))
+        check_task(TaskSpec(name="t", data=SourceSpec(source="cubic"), network=network, budget=1))
     given = SourceSpec(source="npz", path="a.npz", kind="regression")
     with pytest.raises(UsageError, match="'npz' is for regression"):
-        data.check_task(TaskSpec(name="t", data=given, network=network, budget=1))
+        check_task(TaskSpec(name="t", data=given, network=network, budget=1))
 
 
 # --- digits

@@ -15,9 +15,10 @@ from torchvision.datasets import CIFAR10
 
 from bayes_bench import data
 from bayes_bench.data import cifar, svhn
+from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.errors import DataError, UsageError
-from bayes_bench.suite import OODSpec, SourceSpec, load_suite
-from bayes_bench.tasks import build_task
+from bayes_bench.tasks.suites import load_suite
+from bayes_bench.tasks.task import build_task
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from PIL import Image
 
 from bayes_bench import data
 from bayes_bench.data import catalogue, idx, idx_set, mnist, notmnist
+from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.errors import DataError, UsageError
-from bayes_bench.suite import OODSpec, SourceSpec
 
 NOTMNIST = OODSpec(name="notMNIST", source="notmnist")
 
@@ -313,7 +313,7 @@ def test_a_missing_letter_is_named(letter_folders: Path) -> None:
 def test_a_missing_letter_is_looked_for_where_the_others_are(letter_folders: Path) -> None:
     folder = letter_folders / "notMNIST" / "notMNIST_small"
     (folder / "H").rename(letter_folders / "elsewhere")
-    assert catalogue.overview(letter_folders)[-1].found.folder == Path("notMNIST/notMNIST_small")
+    assert catalogue.overview(letter_folders, {})[-1].found.folder == Path("notMNIST/notMNIST_small")
     with pytest.raises(DataError, match=f"notMNIST is missing: H not found in {folder}"):
         notmnist.DATA_FILES.provide(letter_folders)
 

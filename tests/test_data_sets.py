@@ -20,8 +20,8 @@ from test_data_mnist import idx_bytes, letters, no_download, pixels
 
 from bayes_bench import cli, data
 from bayes_bench.data import catalogue, fashion_mnist, files, idx_set, kmnist, mnist, notmnist, svhn
+from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.errors import DataError, UsageError
-from bayes_bench.suite import OODSpec, SourceSpec
 
 COUNTS = {"train": 30, "t10k": 5}  # of each class
 

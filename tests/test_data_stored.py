@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from bayes_bench import cli, data, registry, tasks
+from bayes_bench import cli, data, registry
 from bayes_bench.data import npy, stored
+from bayes_bench.data.spec import SourceSpec
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.examples import Examples, FitData, StoredInputs
 from bayes_bench.results.folder import read_records
-from bayes_bench.suite import SourceSpec, TaskSpec
-from bayes_bench.tasks import Standardiser, build_task
+from bayes_bench.tasks.spec import TaskSpec
+from bayes_bench.tasks.task import Standardiser, _checksum, _input_units, build_task
 
 
 def arrays(n: int = 120, shape: tuple[int, ...] = (3,), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +216,7 @@ def test_hmc_says_that_it_needs_the_inputs_in_memory(tmp_path: Path) -> None:
 FIT = """
 import json, resource, sys
 import torch
-from bayes_bench.suite import TaskSpec
+from bayes_bench.tasks.spec import TaskSpec
 from bayes_bench.tasks import build_task
 from bayes_bench_baselines.ensemble import DeepEnsemble
 torch.set_num_threads(1)
@@ -259,24 +260,24 @@ def test_units_of_blocks_are_those_of_the_whole(shape: tuple[int, ...], monkeypa
     x = np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)
     axes = {4: (0, 2, 3), 2: (0,)}.get(len(shape))
     expected = x.mean(axes, dtype=np.float64), x.std(axes, dtype=np.float64)
-    whole = [values.reshape(expected[0].shape) for values in tasks._input_units(x)]
+    whole = [values.reshape(expected[0].shape) for values in _input_units(x)]
     for mine, theirs in zip(whole, expected, strict=True):
         np.testing.assert_array_equal(mine, theirs)  # one block: to the last bit
     monkeypatch.setattr(stored, "BLOCK", 40)
-    for mine, theirs in zip(tasks._input_units(x), expected, strict=True):
+    for mine, theirs in zip(_input_units(x), expected, strict=True):
         np.testing.assert_allclose(mine.reshape(theirs.shape), theirs, rtol=1e-14)
 
 
 def test_standardised_inputs_and_checksums_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(3, 2, (50, 3, 4, 4)).astype(np.float32)
-    units = Standardiser(*tasks._input_units(x))
+    units = Standardiser(*_input_units(x))
     once = ((x.astype(np.float64) - units.x_mean) / units.x_std).astype(np.float32)
     arrays = {"b": x, "a": np.arange(50)}
-    checksum = tasks._checksum(arrays)
+    checksum = _checksum(arrays)
     monkeypatch.setattr(stored, "BLOCK", 100)
     assert len(list(data.blocks(x))) == 25
     np.testing.assert_array_equal(units.inputs(x).numpy(), once)
-    assert tasks._checksum(arrays) == checksum
+    assert _checksum(arrays) == checksum
 
 
 def test_passes_over_images_take_little_more_than_their_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,9 +295,9 @@ def test_passes_over_images_take_little_more_than_their_result(monkeypatch: pyte
 
     assert peak(lambda: data.base.unit_images(images)) < 1.1
     x = data.base.unit_images(images)
-    units = Standardiser(*tasks._input_units(x))
+    units = Standardiser(*_input_units(x))
     assert peak(lambda: units.inputs(x)) < 1.5
-    assert peak(lambda: tasks._input_units(x)) < 0.5
+    assert peak(lambda: _input_units(x)) < 0.5
 
 
 def test_not_finite_inputs_are_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from bayes_bench import data
 from bayes_bench.data import read_inputs
+from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.errors import DataError, UsageError
-from bayes_bench.suite import OODSpec, SourceSpec
 
 
 def load(source: str, path: Path, kind: data.Kind = "classification", **options: Any) -> data.Split:

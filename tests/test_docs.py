@@ -20,11 +20,12 @@ from runs import CURVE, register_fakes, suite
 from bayes_bench import runner, testing
 from bayes_bench.cli import cli
 from bayes_bench.data import SOURCES
+from bayes_bench.data.spec import OODSpec
 from bayes_bench.jobs import plan
 from bayes_bench.metrics import CATALOGUE
 from bayes_bench.results.folder import read_records
 from bayes_bench.settings import Settings
-from bayes_bench.suite import (
+from bayes_bench.tasks.spec import (
     AugmentationSpec,
     ConvNetSpec,
     CurveSpec,
@@ -32,17 +33,15 @@ from bayes_bench.suite import (
     GaussianSpec,
     MethodEntry,
     MLPSpec,
-    OODSpec,
     PriorSpec,
     PublishedSpec,
     QuickSpec,
     ResNetSpec,
     SuiteSpec,
     TaskSpec,
-    load_suite,
-    shipped_suites,
 )
-from bayes_bench.tasks import build_task
+from bayes_bench.tasks.suites import load_suite, shipped_suites
+from bayes_bench.tasks.task import build_task
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "plugin"

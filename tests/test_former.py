@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from bayes_bench import DataError, registry
 from bayes_bench.cli import cli
 from bayes_bench.repeat import read, repeat
-from bayes_bench.suite import load_suite
-from bayes_bench.tasks import build_task
+from bayes_bench.tasks.suites import load_suite
+from bayes_bench.tasks.task import build_task
 
 FORMER = Path(__file__).parent / "fixtures" / "version-0.1"
 OUTPUTS = json.loads((FORMER / "posteriors" / "outputs.json").read_text())

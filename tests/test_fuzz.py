@@ -32,7 +32,8 @@ from bayes_bench.jobs import Override, parse_override, parse_seeds, plan
 from bayes_bench.measure import recompute_metrics
 from bayes_bench.results.folder import PREDICTIONS, RECORD, RUN, job_state, load_predictions, read_run, write_record
 from bayes_bench.results.schema import FORMAT, read_record, write_checked
-from bayes_bench.suite import SuiteSpec, load_suite
+from bayes_bench.tasks.spec import SuiteSpec
+from bayes_bench.tasks.suites import load_suite
 from bayes_bench.terminal import result_tables
 
 FACTOR = int(os.environ.get("BAYES_BENCH_FUZZ", "1"))

@@ -10,7 +10,7 @@ from bayes_bench.errors import DataError
 from bayes_bench.gallery import IMAGES, gallery
 from bayes_bench.metrics.base import summarise
 from bayes_bench.results.schema import LARGEST_IMAGE, check_predictions
-from bayes_bench.tasks import Standardiser
+from bayes_bench.tasks.task import Standardiser
 
 UNITS = Standardiser(np.full((1, 1, 1), 0.25), np.full((1, 1, 1), 0.5))
 

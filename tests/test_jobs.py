@@ -10,7 +10,7 @@ from runs import CURVE, DIGITS, register_fakes, suite
 from bayes_bench.errors import PluginError, UsageError
 from bayes_bench.host import plugins
 from bayes_bench.jobs import Job, Override, parse_override, parse_seeds, plan
-from bayes_bench.suite import SuiteSpec
+from bayes_bench.tasks.spec import SuiteSpec
 
 
 @pytest.fixture(autouse=True)

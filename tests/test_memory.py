@@ -18,7 +18,7 @@ from bayes_bench import Categorical, MemoryLimitError, UsageError, execution, me
 from bayes_bench.jobs import Observer, Override, find_finished, plan
 from bayes_bench.results.folder import read_records
 from bayes_bench.stacked import network as stacked_network
-from bayes_bench.tasks import build_task
+from bayes_bench.tasks.task import build_task
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +192,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from bayes_bench import execution, jobs, machine, memory
-from bayes_bench.suite import SuiteSpec
+from bayes_bench.tasks.spec import SuiteSpec
 from bayes_bench.tasks import build_task
 
 folder, method, hidden, tested, budget, settings = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])

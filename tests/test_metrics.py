@@ -22,9 +22,9 @@ from synthetic import METHODS, make_job
 
 from bayes_bench import metrics
 from bayes_bench.errors import DivergenceError
-from bayes_bench.metrics.base import JobPredictions, regions
 from bayes_bench.metrics.calibration import bin_index, scale
-from bayes_bench.metrics.diversity import gaussian_total_variation
+from bayes_bench.metrics.job import JobPredictions, regions
+from bayes_bench.metrics.pairs import gaussian_total_variation
 from bayes_bench.predictive import summarise_classes
 
 

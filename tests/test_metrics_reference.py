@@ -14,8 +14,8 @@ from scipy.stats import norm
 from synthetic import METHODS, make_job, task_spec
 
 from bayes_bench import metrics
-from bayes_bench.metrics import reference
-from bayes_bench.reference import reduce
+from bayes_bench.metrics import distance
+from bayes_bench.metrics.references import reduce
 
 ERROR = 0.001  # what the docstring of mixture_total_variation promises
 
@@ -26,7 +26,7 @@ def job(kind: str, label: str = "hypergan", seed: int = 0, **changes: Any) -> tu
 
 
 def values(record, predictions, arrays) -> dict[str, float]:
-    rows = metrics.compute(predictions, record, reference.CATALOGUE, arrays)
+    rows = metrics.compute(predictions, record, distance.CATALOGUE, arrays)
     assert all(row["group"] == "reference" for row in rows)
     return {row["name"]: row["value"] for row in rows}
 
@@ -37,17 +37,17 @@ def values(record, predictions, arrays) -> dict[str, float]:
 def test_by_hand() -> None:
     ours = np.array([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]])
     theirs = np.array([[0.1, 0.8, 0.1], [0.5, 0.3, 0.2]])
-    np.testing.assert_allclose(reference.total_variation_of_means(ours, theirs), [0.6, 0.2])
-    assert reference.agreement(ours, theirs) == 0.5
+    np.testing.assert_allclose(distance.total_variation_of_means(ours, theirs), [0.6, 0.2])
+    assert distance.agreement(ours, theirs) == 0.5
 
 
 def test_class_variance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     probs = np.array([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]])
     with np.errstate(divide="ignore"):
         logs = np.log(probs)
-    np.testing.assert_allclose(reference.class_variance(logs), [0.25 + 0.25, 0.0])
+    np.testing.assert_allclose(distance.class_variance(logs), [0.25 + 0.25, 0.0])
     monkeypatch.setattr("bayes_bench.metrics.base.CHUNK_ELEMENTS", 4)
-    np.testing.assert_allclose(reference.class_variance(logs), [0.5, 0.0])
+    np.testing.assert_allclose(distance.class_variance(logs), [0.5, 0.0])
 
 
 def test_of_a_classification_job() -> None:
@@ -73,7 +73,7 @@ def test_of_a_classification_job() -> None:
 
 @pytest.mark.parametrize("gap", [0.0, 0.3, 2.0, 9.0, 40.0])
 def test_two_gaussians_in_closed_form(gap: float) -> None:
-    found = reference.mixture_total_variation(*(np.full((1, 1), v) for v in (5.0, 1.5, 5.0 + 1.5 * gap, 1.5)))
+    found = distance.mixture_total_variation(*(np.full((1, 1), v) for v in (5.0, 1.5, 5.0 + 1.5 * gap, 1.5)))
     assert found[0] == pytest.approx(2 * ndtr(gap / 2) - 1, abs=ERROR)
     assert found[0] <= 2 * ndtr(gap / 2) - 1 + 1e-12
 
@@ -83,7 +83,7 @@ def test_mixtures_by_adaptive_quadrature(ours: int, theirs: int) -> None:
     rng = np.random.default_rng(ours)
     mean, expected = 6 * rng.normal(size=(ours, 4)), 6 * rng.normal(size=(theirs, 4)) + 2
     std, expected_std = rng.uniform(1, 4, mean.shape), rng.uniform(1, 4, expected.shape)
-    found = reference.mixture_total_variation(mean, std, expected, expected_std)
+    found = distance.mixture_total_variation(mean, std, expected, expected_std)
     for p in range(4):
         both = np.concatenate([mean[:, p], expected[:, p]])
 
@@ -98,7 +98,7 @@ def test_mixtures_by_adaptive_quadrature(ours: int, theirs: int) -> None:
 
 def test_a_noise_far_below_the_spread_gives_a_lower_bound() -> None:
     mean = np.array([[0.0], [1e6]])
-    found = reference.mixture_total_variation(mean, np.full((2, 1), 0.01), mean[:1], np.full((1, 1), 0.01))
+    found = distance.mixture_total_variation(mean, np.full((2, 1), 0.01), mean[:1], np.full((1, 1), 0.01))
     assert found[0] == pytest.approx(0.5)
 
 
@@ -106,7 +106,7 @@ def test_the_quadrature_is_fast() -> None:
     rng = np.random.default_rng(0)
     mean, expected = 30 * rng.normal(size=(100, 241)), 30 * rng.normal(size=(500, 241))
     started = time.perf_counter()
-    reference.mixture_total_variation(mean, np.full_like(mean, 3.0), expected, np.full_like(expected, 3.0))
+    distance.mixture_total_variation(mean, np.full_like(mean, 3.0), expected, np.full_like(expected, 3.0))
     assert time.perf_counter() - started < 3  # about 0.5 s on an idle machine
 
 
@@ -160,7 +160,7 @@ def test_one_network_has_no_variance(kind: str) -> None:
     _, other = job(kind)
     found = values(record, predictions, reduce(other))
     assert {value for name, value in found.items() if "ratio" in name} == {0.0}
-    rows = metrics.compute(*reversed(job(kind)), reference.CATALOGUE, reduce(predictions))
+    rows = metrics.compute(*reversed(job(kind)), distance.CATALOGUE, reduce(predictions))
     assert {row.get("reason") for row in rows if "ratio" in row["name"]} == {"no spread in the reference"}
 
 
@@ -169,7 +169,7 @@ def test_only_tasks_with_a_reference_have_the_metrics(kind: str) -> None:
     record, predictions = job(kind, reference=None)
     assert values(record, predictions, reduce(predictions)) == {}
     record, predictions = job(kind)
-    rows = metrics.compute(predictions, record, reference.CATALOGUE, "it is gone")
+    rows = metrics.compute(predictions, record, distance.CATALOGUE, "it is gone")
     assert rows
     assert {row["reason"] for row in rows} == {"it is gone"}
 
@@ -177,7 +177,7 @@ def test_only_tasks_with_a_reference_have_the_metrics(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_names_lead_to_their_metric(kind: str) -> None:
     record, predictions = job(kind)
-    for row in metrics.compute(predictions, record, reference.CATALOGUE):
+    for row in metrics.compute(predictions, record, distance.CATALOGUE):
         found = metrics.find(row["name"], kind)
-        assert found in reference.CATALOGUE
+        assert found in distance.CATALOGUE
         assert found.kind == kind

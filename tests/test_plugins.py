@@ -13,12 +13,13 @@ from runs import register_fakes
 from synthetic import METHODS, make_job, write_run
 from test_registry import Point
 
-from bayes_bench import cli, data, metrics, report, suite
+from bayes_bench import cli, data, metrics, report
 from bayes_bench.data.base import Arrays, Inputs, Settings, Source, Split, setting
+from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.errors import PluginError, UsageError
 from bayes_bench.host import plugins
 from bayes_bench.metrics import CATALOGUE, Metric
-from bayes_bench.suite import OODSpec, SourceSpec
+from bayes_bench.tasks.suites import installed_suites, load_suite
 
 Install = Callable[..., None]
 
@@ -214,9 +215,9 @@ def test_names_that_two_packages_register_are_refused(install: Install, tmp_path
 
 def test_ours_go_first(install: Install, tmp_path: Path) -> None:
     install(Point("digits", tmp_path / "none.toml", plugins.SUITES), Point("digits", BLOBS, plugins.DATA))
-    assert suite.load_suite("digits").tasks[0].name == "digits"
+    assert load_suite("digits").tasks[0].name == "digits"
     assert data.find_source("digits") is data.SOURCES["digits"]
-    assert suite.installed_suites() == {}
+    assert installed_suites() == {}
 
 
 def test_a_broken_suite_is_listed_as_such(install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,4 +225,4 @@ def test_a_broken_suite_is_listed_as_such(install: Install, tmp_path: Path, caps
     assert run("list", "suites") == 0
     assert "BROKEN: cannot read the suite" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(UsageError, match="did you mean 'theirs'"):
-        suite.load_suite("thiers")
+        load_suite("thiers")

@@ -26,7 +26,7 @@ from bayes_bench.executors.worker import DriversWish
 from bayes_bench.host.files import write_bytes
 from bayes_bench.jobs import plan
 from bayes_bench.results.folder import RECORD, SNAPSHOTS, job_state, write_files, write_job
-from bayes_bench.tasks import build_task
+from bayes_bench.tasks.task import build_task
 
 ray = pytest.importorskip("ray")
 from bayes_bench.executors import ray_cluster  # noqa: E402

@@ -10,14 +10,17 @@ import pytest
 from runs import CURVE, register_fakes, suite
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
-from bayes_bench import analysis, execution, measure, reference, report, runner
-from bayes_bench import suite as suites
+from bayes_bench import analysis, execution, report, runner
+from bayes_bench import measure as renew
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import shipped
 from bayes_bench.jobs import Observer, plan
+from bayes_bench.metrics import measure, references
 from bayes_bench.results.folder import load_predictions, read_records, save_predictions
 from bayes_bench.results.schema import canonical_hash
-from bayes_bench.tasks import build_task
+from bayes_bench.tasks.spec import SuiteSpec, TaskSpec
+from bayes_bench.tasks.suites import load_suite
+from bayes_bench.tasks.task import build_task
 
 SMALL = {"networks": 12, "examples": 40, "ood": {"ood/letters": 30, "validation_ood/letters-kt": 10}}
 
@@ -38,8 +41,8 @@ def folder(tmp_path: Path) -> Path:
     return run
 
 
-def make(run: Path, out: Path, label: str = "hypergan", task: str = "digits") -> reference.Reference:
-    return reference.make(run, label, task, out)
+def make(run: Path, out: Path, label: str = "hypergan", task: str = "digits") -> references.Reference:
+    return references.make(run, label, task, out)
 
 
 # Making and reading ---------------------------------------------------------------------------------------
@@ -65,7 +68,7 @@ def test_a_file_holds_what_was_made(folder: Path, tmp_path: Path) -> None:
     for task in ("digits", "cubic"):
         out = tmp_path / f"{task}.safetensors"
         made = make(folder, out, task=task)
-        read = reference.load(str(out))
+        read = references.load(str(out))
         assert read.about == made.about
         assert read.arrays.keys() == made.arrays.keys()
         for name, array in made.arrays.items():
@@ -80,7 +83,7 @@ def test_a_regression_is_thinned_and_its_noise_compact() -> None:
     rng = np.random.default_rng(0)
     mean = rng.normal(size=(1200, 9, 1)).astype(np.float32)
     per_network = np.broadcast_to(rng.uniform(1, 2, (1200, 1, 1)), mean.shape)
-    made = reference.reduce({"curve/mean": mean, "curve/noise_std": np.full_like(mean, 3.0), "test/mean": mean,
+    made = references.reduce({"curve/mean": mean, "curve/noise_std": np.full_like(mean, 3.0), "test/mean": mean,
                              "test/noise_std": per_network})  # fmt: skip
     shapes = {name: array.shape for name, array in made.items()}
     assert shapes == {
@@ -95,7 +98,7 @@ def test_a_regression_is_thinned_and_its_noise_compact() -> None:
 
 @pytest.mark.parametrize(("task", "kilobytes"), [("digits", 150), ("cubic", 700)])
 def test_files_of_the_shipped_tasks_are_small(task: str, kilobytes: int) -> None:
-    spec = suites.load_suite(task).tasks[0]
+    spec = load_suite(task).tasks[0]
     data = build_task(spec)
     rng = np.random.default_rng(0)
     sizes = {"test": len(data.test), "validation": 200 if task == "digits" else 20}
@@ -105,7 +108,7 @@ def test_files_of_the_shipped_tasks_are_small(task: str, kilobytes: int) -> None
         }
     else:
         drawn = {f"{part}/mean": rng.normal(size=(800, n, 1)) for part, n in (sizes | {"curve": 241}).items()}
-    assert sum(array.nbytes for array in reference.reduce(drawn).values()) < 1000 * kilobytes
+    assert sum(array.nbytes for array in references.reduce(drawn).values()) < 1000 * kilobytes
 
 
 def test_the_resolution_is_the_distance_between_two_halves(folder: Path, tmp_path: Path) -> None:
@@ -132,7 +135,7 @@ def test_the_resolution_is_the_distance_between_two_halves(folder: Path, tmp_pat
 )
 def test_refusals(folder: Path, tmp_path: Path, label: str, task: str | None, out: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        reference.make(folder, label, task, tmp_path / out)
+        references.make(folder, label, task, tmp_path / out)
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -172,17 +175,17 @@ def test_names_and_files(tmp_path: Path, folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(shipped, "PACKAGE", tmp_path)
     (tmp_path / "references").mkdir()
     make(folder, tmp_path / "references" / "digits.safetensors")
-    assert reference.load("digits").about["task"] == "digits"
+    assert references.load("digits").about["task"] == "digits"
     with pytest.raises(UsageError, match="unknown reference 'digit', did you mean 'digits'"):
-        reference.load("digit")
+        references.load("digit")
     with pytest.raises(UsageError, match=r"the reference .*none.safetensors does not exist"):
-        reference.load(str(tmp_path / "none.safetensors"))
+        references.load(str(tmp_path / "none.safetensors"))
     (tmp_path / "text.safetensors").write_text("nothing of the kind")
     with pytest.raises(DataError, match="is damaged"):
-        reference.load(str(tmp_path / "text.safetensors"))
+        references.load(str(tmp_path / "text.safetensors"))
     save_predictions(tmp_path / "other.safetensors", {"x": np.zeros(1)})
     with pytest.raises(DataError, match="is not a reference"):
-        reference.load(str(tmp_path / "other.safetensors"))
+        references.load(str(tmp_path / "other.safetensors"))
 
 
 # Which posterior ------------------------------------------------------------------------------------------
@@ -204,11 +207,11 @@ def test_another_posterior_is_told_by_its_parts(
     made = make(folder, out)
     spec = task_spec("classification") | {"reference": str(out)}
     record, predictions = make_job(METHODS["map"], 0, **SMALL, spec=spec)
-    reference.check(made, record)
-    assert reference.differences(made, record | changes) == parts
+    references.check(made, record)
+    assert references.differences(made, record | changes) == parts
     verb = "differs" if len(parts) == 1 else "differ"
     with pytest.raises(UsageError, match=f"is of another posterior: {', '.join(parts)} {verb}"):
-        reference.check(made, record | changes)
+        references.check(made, record | changes)
     measured = measure.measure(predictions, record | changes)
     reasons = {row.get("reason") for row in measured["metrics"] if row["name"].startswith("reference_")}
     assert reasons == {f"the reference {str(out)!r} is of another posterior: {', '.join(parts)} {verb}"}
@@ -219,14 +222,14 @@ def test_last_digits_of_a_standardised_noise_do_not_matter() -> None:
     record, _ = make_job(METHODS["map"], 0, "regression", **SMALL)
     near, far = (record | {"likelihood": f"Gaussian(noise_std={s}, dimensions=1)"} for s in (0.3000000000001, 0.301))
     exact = record | {"likelihood": "Gaussian(noise_std=0.3, dimensions=1)"}
-    assert reference.posterior_of(near) == reference.posterior_of(exact) != reference.posterior_of(far)
+    assert references.posterior_of(near) == references.posterior_of(exact) != references.posterior_of(far)
 
 
 def test_the_grid_of_the_curve_counts_and_its_regions_do_not() -> None:
     record, _ = make_job(METHODS["map"], 0, "regression", **SMALL)
     spec = record["task_spec"]
     other = [record | {"task_spec": spec | {"curve": spec["curve"] | change}} for change in ({"gap": []}, {"high": 7})]
-    assert reference.posterior_of(other[0]) == reference.posterior_of(record) != reference.posterior_of(other[1])
+    assert references.posterior_of(other[0]) == references.posterior_of(record) != references.posterior_of(other[1])
 
 
 # Runs -----------------------------------------------------------------------------------------------------
@@ -261,9 +264,9 @@ def test_a_new_reference_measures_finished_jobs_without_training(
     out, file = tmp_path / "run", str(tmp_path / "curve.safetensors")
     run(out)
     assert all(rows_of(record) == {} for record in analysis.load_records(out))
-    made = reference.make(out, "tiny", None, Path(file))
-    assert made.about["posterior"] == reference.posterior_of(
-        execution.task_fields(build_task(suites.TaskSpec.model_validate(CURVE)))
+    made = references.make(out, "tiny", None, Path(file))
+    assert made.about["posterior"] == references.posterior_of(
+        execution.task_fields(build_task(TaskSpec.model_validate(CURVE)))
     )
     again = run(out, reference=file)
     assert (again.finished, again.skipped) == (0, 2)
@@ -274,7 +277,7 @@ def test_a_new_reference_measures_finished_jobs_without_training(
     assert tiny["reference"]["networks"] == 100
     # A file that is gone is a reason at recomputation, and an error in a run.
     Path(file).unlink()
-    assert measure.recompute_metrics(out) == 2
+    assert renew.recompute_metrics(out) == 2
     tiny = analysis.load_records(out)[1]
     assert set(rows_of(tiny).values()) == {None}
     with pytest.raises(UsageError, match=r"task 'curve': the reference .* does not exist; make it with a run without"):
@@ -293,12 +296,12 @@ def test_a_shipped_reference_of_other_data_is_said_and_of_another_prior_refused(
     (tmp_path / "references").mkdir()
     file = tmp_path / "references" / "curve.safetensors"
     run(tmp_path / "run")
-    made = reference.make(tmp_path / "run", "tiny", None, file)
+    made = references.make(tmp_path / "run", "tiny", None, file)
 
     def save(**changes: Any) -> None:
         posterior = made.about["posterior"] | changes
         about = made.about | {"posterior": posterior, "identity": canonical_hash(posterior)}
-        reference.save(reference.Reference(about, made.arrays), file)
+        references.save(references.Reference(about, made.arrays), file)
 
     save(data="of another installation")
     messages = Messages()
@@ -317,12 +320,12 @@ def test_recompute_takes_the_reference_that_a_shipped_suite_has_by_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = write_run(tmp_path / "run", labels=("hypergan", "map"), seeds=(0,), kinds=("regression",), **SMALL)
-    reference.make(tmp_path / "run", "hypergan", None, tmp_path / "cubic.safetensors")
+    references.make(tmp_path / "run", "hypergan", None, tmp_path / "cubic.safetensors")
     spec = records[0]["task_spec"] | {"reference": str(tmp_path / "cubic.safetensors")}
-    task = suites.TaskSpec.model_validate({k: v for k, v in spec.items() if v is not None})
-    monkeypatch.setattr(measure, "shipped_suites", lambda: {"cubic": tmp_path / "cubic.toml"})
-    monkeypatch.setattr(measure, "load_suite", lambda name: suites.SuiteSpec(name="cubic", tasks=(task,)))
-    assert measure.recompute_metrics(tmp_path / "run") == 2
+    task = TaskSpec.model_validate({k: v for k, v in spec.items() if v is not None})
+    monkeypatch.setattr(renew, "shipped_suites", lambda: {"cubic": tmp_path / "cubic.toml"})
+    monkeypatch.setattr(renew, "load_suite", lambda name: SuiteSpec(name="cubic", tasks=(task,)))
+    assert renew.recompute_metrics(tmp_path / "run") == 2
     ours = analysis.load_records(tmp_path / "run")[0]
     assert rows_of(ours)["reference_tv/gap"] == pytest.approx(0, abs=1e-6)
 
@@ -334,11 +337,11 @@ def test_recompute_takes_threshold_and_published_numbers_of_a_shipped_suite(
     claim = {"method": "hypergan", "metric": "rmse", "value": 3.0, "source": "A", "note": ""}
     now = {"collapse_threshold": 1.0, "published": [claim]}
     spec = {k: v for k, v in records[0]["task_spec"].items() if v is not None} | now
-    task = suites.TaskSpec.model_validate(spec)
-    monkeypatch.setattr(measure, "shipped_suites", lambda: {"cubic": tmp_path / "cubic.toml"})
-    monkeypatch.setattr(measure, "load_suite", lambda name: suites.SuiteSpec(name="cubic", tasks=(task,)))
+    task = TaskSpec.model_validate(spec)
+    monkeypatch.setattr(renew, "shipped_suites", lambda: {"cubic": tmp_path / "cubic.toml"})
+    monkeypatch.setattr(renew, "load_suite", lambda name: SuiteSpec(name="cubic", tasks=(task,)))
     assert records[0]["alarms"] == []
-    assert measure.recompute_metrics(tmp_path / "run") == 1
+    assert renew.recompute_metrics(tmp_path / "run") == 1
     (record,) = analysis.load_records(tmp_path / "run")
     assert record["collapse"]["threshold"] == 1
     assert "(threshold 1)" in record["alarms"][0]
@@ -350,10 +353,10 @@ def test_a_file_counts_from_the_suites_folder(tmp_path: Path) -> None:
     for written, expected in (("far/x.safetensors", str(tmp_path / "far/x.safetensors")), ("cubic", "cubic")):
         named = text.replace('name = "gap"\ntitle', f'name = "gap"\nreference = "{written}"\ntitle')
         (tmp_path / "mine.toml").write_text(named, encoding="utf-8")
-        assert suites.load_suite(str(tmp_path / "mine.toml")).tasks[0].reference == expected
+        assert load_suite(str(tmp_path / "mine.toml")).tasks[0].reference == expected
     (tmp_path / "mine.toml").write_text(named.replace('"cubic"\ntitle', '"../x"\ntitle'), encoding="utf-8")
     with pytest.raises(UsageError, match=r"reference: a reference is the name of a shipped one or a file"):
-        suites.load_suite(str(tmp_path / "mine.toml"))
+        load_suite(str(tmp_path / "mine.toml"))
 
 
 # The page -------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ import torch
 
 from bayes_bench.errors import DataError
 from bayes_bench.results.folder import read_run
-from bayes_bench.suite import TaskSpec
-from bayes_bench.tasks import build_task
+from bayes_bench.tasks.spec import TaskSpec
+from bayes_bench.tasks.task import build_task
 
 FOLDER = Path(__file__).resolve().parent.parent / "reports" / "reference"
 FOLDERS = sorted(path.parent.name for path in FOLDER.glob("*/run.json"))

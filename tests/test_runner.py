@@ -20,7 +20,7 @@ from bayes_bench.measure import recompute_metrics
 from bayes_bench.networks import layer_names
 from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
 from bayes_bench.results.lock import locked
-from bayes_bench.tasks import build_task
+from bayes_bench.tasks.task import build_task
 
 WRITE_REPORT = report.write
 

@@ -9,8 +9,9 @@ import pytest
 
 from bayes_bench.errors import UsageError
 from bayes_bench.jobs import expected_seconds, plan
-from bayes_bench.suite import CategoricalSpec, GaussianSpec, QuickSpec, load_suite, shipped_suites
-from bayes_bench.tasks import build_task
+from bayes_bench.tasks.spec import CategoricalSpec, GaussianSpec, QuickSpec
+from bayes_bench.tasks.suites import load_suite, shipped_suites
+from bayes_bench.tasks.task import build_task
 
 SHIPPED = ("cubic", "digits", "digits-mlp", "gap", "mnist-5000")
 METHODS = ["map", "ensemble", "mcdropout", "mnf", "sgld", "apd", "hypergan"]

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.errors import BayesBenchError, DataError, UsageError
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian
-from bayes_bench.suite import OODSpec, SourceSpec, TaskSpec, load_suite
-from bayes_bench.tasks import Task, build_task
+from bayes_bench.tasks.spec import TaskSpec
+from bayes_bench.tasks.suites import load_suite
+from bayes_bench.tasks.task import Task, build_task
 
 
 def spec(source: dict[str, Any], likelihood: str | dict[str, Any] = "categorical", **more: Any) -> TaskSpec:

@@ -21,10 +21,11 @@ from safetensors.torch import save
 from synthetic import METHODS, make_job, write_job, write_plan
 from test_fuzz import forge, fuzz, mutated
 
-from bayes_bench import HyperGAN, HyperGANConfig, reference, report
+from bayes_bench import HyperGAN, HyperGANConfig, report
 from bayes_bench.data import read_inputs
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host.files import file_facts
+from bayes_bench.metrics import references
 from bayes_bench.posterior import METADATA
 from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, read_records, write_record
 from bayes_bench.testing import classification
@@ -187,7 +188,7 @@ def test_arrays_of_types_that_numpy_lacks_are_damage(run_dir: Path, tmp_path: Pa
         outcome = run_in_process(arguments)
         assert (outcome.exit_code, outcome.crash) == (code, "")
     with pytest.raises(DataError, match="is damaged"):
-        reference.load(str(tmp_path / "r.safetensors"))
+        references.load(str(tmp_path / "r.safetensors"))
 
 
 def test_a_link_to_a_job_elsewhere_is_named_on_the_page(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Data sources, one file each, NumPy only. A suite names one with its options; ``SOURCES`` says which exist.
 
-Options are checked by ``check_spec`` and ``check_task`` without touching data; ``load_split`` and
+Options are checked by ``check_spec`` without touching data; ``load_split`` and
 ``load_inputs`` read. Relative paths count from the data root (benchmark sets) or from the folder of the
-suite's file (a user's own data; ``bayes_bench.suite`` resolves them).
+suite's file (a user's own data; ``bayes_bench.tasks.suites`` resolves them).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from bayes_bench.data import (
 )
 from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream
 from bayes_bench.data.new_inputs import read_inputs
+from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.data.stored import StoredRows, blocks
 from bayes_bench.errors import BayesBenchError, DataError, PluginError, UsageError, named, unknown_name
 from bayes_bench.host import plugins
 from bayes_bench.settings import Settings, explain
-from bayes_bench.suite import CategoricalSpec, OODSpec, SourceSpec, TaskSpec
 
 __all__ = [
     "SOURCES",
@@ -50,13 +50,11 @@ __all__ = [
     "Stream",
     "blocks",
     "check_spec",
-    "check_task",
     "find_source",
     "load_inputs",
     "load_split",
     "read_inputs",
     "resolve_data_root",
-    "task_kind",
 ]
 
 _Made = TypeVar("_Made")
@@ -127,7 +125,7 @@ def check_spec(spec: SourceSpec) -> Settings:
         raise explain(error, where, spec.options) from error
 
 
-def _source(spec: SourceSpec) -> Source:
+def source_of(spec: SourceSpec) -> Source:
     """Of a spec that was checked."""
     source = find_source(spec.source)
     assert source is not None
@@ -152,29 +150,6 @@ def _made(source: Source, kind: type[_Made], make: Callable[..., Any], *argument
     return found
 
 
-def task_kind(spec: TaskSpec) -> Kind:
-    """What the task's likelihood makes of the targets."""
-    return "classification" if isinstance(spec.likelihood, CategoricalSpec) else "regression"
-
-
-def check_task(spec: TaskSpec) -> None:
-    """Check everything about a task's data that needs no data.
-
-    Raises:
-        UsageError: as ``check_spec``, or the targets do not fit the likelihood.
-    """
-    kind = task_kind(spec)
-    options = check_spec(spec.data)
-    declared = _source(spec.data).kind or getattr(options, "kind", None)
-    if declared not in (None, kind):
-        raise UsageError(
-            f"data source {spec.data.source!r} is for {declared}, "
-            f"but the likelihood {spec.likelihood.name!r} is for {kind}"
-        )
-    for ood in (*spec.ood, *spec.validation_ood):
-        check_spec(ood)
-
-
 def load_split(spec: SourceSpec, data_root: Path, kind: Kind | None = None) -> Split:
     """Training, validation and test examples of a source, always the same for the same options and files.
 
@@ -186,7 +161,7 @@ def load_split(spec: SourceSpec, data_root: Path, kind: Kind | None = None) -> S
         DataError: missing or damaged data, missing values, empty parts.
     """
     options = check_spec(spec)
-    source = _source(spec)
+    source = source_of(spec)
     assert source.split is not None
     declared = source.kind or getattr(options, "kind", None)
     split = _made(source, Split, source.split, options, data_root, declared or kind or "classification")
@@ -225,7 +200,7 @@ def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
         DataError: missing or damaged data, another shape, or mostly the split's own inputs.
     """
     options = check_spec(spec)
-    source = _source(spec)
+    source = source_of(spec)
     assert source.inputs is not None
     if spec.optional and source.files and source.files.found(data_root).state == "missing":
         # Every process that builds the task would try in vain to download it.

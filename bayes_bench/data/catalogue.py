@@ -9,7 +9,6 @@ from pathlib import Path
 from bayes_bench import data
 from bayes_bench.data.files import Files, Found
 from bayes_bench.errors import DataError, UsageError, unknown_name
-from bayes_bench.suite import TaskSpec, load_suite, shipped_suites
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,13 @@ def chosen(names: Sequence[str]) -> dict[str, Files]:
     return {name: sets[name] for name in names or sets}
 
 
-def overview(data_root: Path) -> list[Entry]:
-    """All sets, as far as it can be told without reading them."""
-    uses, entries = _uses(), []
+def overview(data_root: Path, uses: Mapping[str, tuple[str, ...]]) -> list[Entry]:
+    """All sets, as far as it can be told without reading them.
+
+    Args:
+        uses: names of suites, by the sources that they use.
+    """
+    entries = []
     for name, files in known().items():
         found = files.found(data_root)
         entries.append(Entry(name, files, found, sum(map(_size, found.present)), uses.get(name, ())))
@@ -117,19 +120,6 @@ def fetch(names: Sequence[str], data_root: Path, tell: Callable[[str], None]) ->
         checked = files.check(data_root)
         place = files.place(files.found(data_root), data_root)
         tell(f"{name}: {'already there' if there else 'fetched'}, {checked} ({place})")
-
-
-def _uses() -> Mapping[str, tuple[str, ...]]:
-    """Shipped suites by the sources they use."""
-    uses: dict[str, list[str]] = {}
-    for suite in shipped_suites():
-        for name in sorted({name for task in load_suite(suite).tasks for name in _sources(task)}):
-            uses.setdefault(name, []).append(suite)
-    return {name: tuple(suites) for name, suites in uses.items()}
-
-
-def _sources(task: TaskSpec) -> set[str]:
-    return {spec.source for spec in (task.data, *task.ood, *task.validation_ood)}
 
 
 def _size(path: Path) -> int:

@@ -31,7 +31,7 @@ from bayes_bench.jobs import Job
 
 if TYPE_CHECKING:
     from bayes_bench.execution import Conditions, Keyed
-    from bayes_bench.tasks import Task
+    from bayes_bench.tasks.task import Task
 
 POLL_SECONDS = 0.5
 """Between two looks at the workers where they say nothing."""
@@ -306,7 +306,7 @@ def run_order(order: Order, conditions: Conditions) -> Reply:
 def _run(order: Order, conditions: Conditions, stop: Stop) -> Reply:
     from bayes_bench import registry
     from bayes_bench.execution import Keyed, execute, warm_up
-    from bayes_bench.tasks import build_task
+    from bayes_bench.tasks.task import build_task
 
     name = order.job.task.model_dump_json()
     try:

@@ -38,13 +38,13 @@ from bayes_bench.host.files import write_bytes
 from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs import Job
 from bayes_bench.results.folder import RECORD, SNAPSHOTS, write_files
-from bayes_bench.suite import CustomNetworkSpec
+from bayes_bench.tasks.spec import CustomNetworkSpec
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from bayes_bench.execution import Conditions, Keyed
-    from bayes_bench.tasks import Task
+    from bayes_bench.tasks.task import Task
 
 POLL_SECONDS = 0.5
 """Between two looks into the mailbox, on either side."""
@@ -469,7 +469,7 @@ def run_parcel(parcel: Parcel, task: bytes, mailbox: Any) -> Delivery:
 
 def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> None:
     from bayes_bench import execution
-    from bayes_bench.networks import build_network
+    from bayes_bench.tasks.network import build_network
 
     for name, content in parcel.snapshots.items():
         write_bytes(folder / name, content)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bayes_bench.metrics.base import Floats, Ints, JobPredictions, Metric, NotApplicableError, normalise
+from bayes_bench.metrics.base import Floats, Ints, Metric, NotApplicableError, normalise
 from bayes_bench.metrics.classification import example_log_likelihood, nll
+from bayes_bench.metrics.job import JobPredictions
 
 GROUP = "calibration"
 BINS = 15

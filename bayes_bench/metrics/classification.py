@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bayes_bench.metrics.base import GROUP_SIZES, Floats, Ints, JobPredictions, Metric, NotApplicableError
+from bayes_bench.metrics.base import GROUP_SIZES, Floats, Ints, Metric, NotApplicableError
+from bayes_bench.metrics.job import JobPredictions
 
 GROUP = "classification"
 

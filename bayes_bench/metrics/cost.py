@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bayes_bench.metrics.base import JobPredictions, Metric, NotApplicableError
+from bayes_bench.metrics.base import Metric, NotApplicableError
+from bayes_bench.metrics.job import JobPredictions
 
 GROUP = "cost"
 MEASURED = ("fit_seconds", "predict_seconds_per_1000", "peak_memory_mb")

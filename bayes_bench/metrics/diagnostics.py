@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bayes_bench.metrics.base import JobPredictions, Metric, NotApplicableError
+from bayes_bench.metrics.base import Metric, NotApplicableError
+from bayes_bench.metrics.job import JobPredictions
 
 
 def _diagnostic(job: JobPredictions, name: str) -> float:

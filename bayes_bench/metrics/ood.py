@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 
-from bayes_bench.metrics.base import Floats, JobPredictions, Metric, NotApplicableError
+from bayes_bench.metrics.base import Floats, Metric, NotApplicableError
+from bayes_bench.metrics.job import JobPredictions
 
 GROUP = "out-of-distribution"
 TPR = 0.95

@@ -7,14 +7,8 @@ import math
 import numpy as np
 from scipy.special import logsumexp, ndtr, ndtri
 
-from bayes_bench.metrics.base import (
-    Floats,
-    JobPredictions,
-    Metric,
-    NotApplicableError,
-    ValueSet,
-    example_chunks,
-)
+from bayes_bench.metrics.base import Floats, Metric, NotApplicableError, example_chunks
+from bayes_bench.metrics.job import JobPredictions, ValueSet
 
 GROUP = "regression"
 LEVEL = 0.95

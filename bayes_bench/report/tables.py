@@ -16,6 +16,7 @@ import pandas as pd
 from bayes_bench import metrics
 from bayes_bench.analysis import Evidence, Marks, budget_share, mark_best, published_frame, statistic
 from bayes_bench.errors import counted
+from bayes_bench.metrics.registry import find_in
 
 NOTES = "abcdefghijklmnopqrstuvwxyz"
 SHARES = {
@@ -554,7 +555,7 @@ def _student_table(comparison: Comparison) -> Table | None:
 def _plugin_table(comparison: Comparison) -> Table | None:
     """Metrics that are not ours; where their package is not installed, nothing says which direction is better."""
     rows = (row for jobs in comparison.jobs.values() for job in jobs for row in job.record.get("metrics") or ())
-    names = dict.fromkeys(row["name"] for row in rows if metrics.find_in(metrics.CATALOGUE, row["name"]) is None)
+    names = dict.fromkeys(row["name"] for row in rows if find_in(metrics.CATALOGUE, row["name"]) is None)
     return build(comparison, "Metrics of plug-ins", [Column(name, name) for name in names])
 
 

@@ -14,7 +14,7 @@ from bayes_bench.jobs import plan
 from bayes_bench.results.folder import JOB_FILES, RECORD, RUN, job_state, read_records, read_run
 from bayes_bench.runner import run
 from bayes_bench.snapshots import Snapshots
-from bayes_bench.suite import load_suite
+from bayes_bench.tasks.suites import load_suite
 
 SAMPLED = 200
 """Bytes of a large file that are tried."""

@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from bayes_bench.metrics.base import Floats, regions
+from bayes_bench.metrics.base import Floats
+from bayes_bench.metrics.job import regions
 from bayes_bench.report.charts.base import (
     INK,
     MUTED,

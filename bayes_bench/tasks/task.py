@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from bayes_bench import data
 from bayes_bench.augmentation import Augmentation
+from bayes_bench.data.spec import OODSpec
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.examples import Examples, FitData, StoredInputs
 from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
 from bayes_bench.prior import GaussianPrior
-from bayes_bench.suite import CurveSpec, GaussianSpec, HeteroscedasticSpec, OODSpec, TaskSpec
+from bayes_bench.tasks.check import check_task, task_kind
+from bayes_bench.tasks.spec import CurveSpec, GaussianSpec, HeteroscedasticSpec, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def build_task(spec: TaskSpec, data_root: Path | None = None, allow_code: Sequen
         UsageError: options, network or likelihood do not fit each other or the data.
         DataError: data are missing (and not ``optional``), damaged, or not what they are said to be.
     """
-    data.check_task(spec)
+    check_task(spec)
     root = data.resolve_data_root(data_root)
     try:
         return _build(spec, root, tuple(allow_code))
@@ -110,7 +112,7 @@ def build_task(spec: TaskSpec, data_root: Path | None = None, allow_code: Sequen
 
 
 def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
-    split = data.load_split(spec.data, root, data.task_kind(spec))
+    split = data.load_split(spec.data, root, task_kind(spec))
     notes = list(split.notes)
     missing: dict[str, str] = {}
     raw_ood = _out_of_distribution(spec.ood, root, split, notes, missing)
@@ -131,7 +133,7 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
     def examples(part: data.Arrays, augment: Augmentation | None = None) -> Examples:
         return Examples(standardiser.inputs_of(part), standardiser.targets(part.y), augment)
 
-    from bayes_bench.networks import build_network
+    from bayes_bench.tasks.network import build_network
 
     make = partial(build_network, spec.network, split.input_shape, likelihood.output_width, allow_code=allow_code)
     task = Task(
@@ -203,7 +205,7 @@ def _fewer(
 def _likelihood(spec: TaskSpec, split: data.Split) -> tuple[Likelihood, Standardiser]:
     """The likelihood in the units the network is trained in, and the units themselves."""
     x_mean, x_std = _input_units(split.train.x)
-    if data.task_kind(spec) == "classification":
+    if task_kind(spec) == "classification":
         if len(split.classes) < 2:
             raise DataError(f"classification needs at least 2 classes, the data have {len(split.classes)}")
         return Categorical(len(split.classes)), Standardiser(x_mean, x_std)

@@ -7,20 +7,17 @@ checked here as far as it needs no data; ``bayes_bench.tasks`` turns a ``TaskSpe
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from bayes_bench.errors import UsageError, unknown_name
-from bayes_bench.host import plugins
-from bayes_bench.host.shipped import REFERENCE_SUFFIX, reference_folder, suite_folder
-from bayes_bench.settings import COLLAPSE_THRESHOLD, NAME_PATTERN, Settings, explain, parse_toml, setting
+from bayes_bench.data.spec import OODSpec, SourceSpec
+from bayes_bench.errors import UsageError
+from bayes_bench.host.shipped import REFERENCE_SUFFIX
+from bayes_bench.settings import COLLAPSE_THRESHOLD, NAME_PATTERN, Settings, setting
 
 QUICK_SUFFIX = "-quick"
 LARGEST_SEED = 2**63 - 1
-LARGEST_SUITE = 4 * 2**20
-"""Bytes of a suite's file; no suite comes near."""
 Width = Annotated[int, Field(gt=0, le=10_000_000)]
 Widths = Annotated[tuple[Width, ...], Field(max_length=1000)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
@@ -146,23 +143,6 @@ class PublishedSpec(Settings):
     note: str = setting("", "in what it differs from the task here, or how sure it is", max_length=1000)
 
 
-class SourceSpec(Settings):
-    """Where examples come from; keys other than ``source`` belong to the source and are checked by it."""
-
-    model_config = Settings.model_config | {"extra": "allow"}
-
-    source: str = setting(..., "name of the data source")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class OODSpec(SourceSpec):
-    name: str = setting(..., "how the set is called in tables", pattern=NAME_PATTERN)
-    optional: bool = setting(False, "where its data are missing, go on without the set and say so")
-
-
 class TaskSpec(Settings):
     name: str = setting(..., "how the task is called in tables and folders", pattern=NAME_PATTERN)
     title: str = setting("", "one line for people")
@@ -284,99 +264,3 @@ class SuiteSpec(Settings):
                 "quick": None,
             }
         )
-
-
-def shipped_suites() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(suite_folder().glob("*.toml"))}
-
-
-def installed_suites() -> dict[str, str]:
-    """Names of the suites that other packages bring, and who brings them; ours go first under the same name."""
-    found = plugins.by_name(plugins.SUITES)
-    return {
-        name: " and ".join(map(plugins.owner, found[name])) for name in sorted(found.keys() - shipped_suites().keys())
-    }
-
-
-def reference_path(name_or_path: str) -> Path:
-    """The file that a task's ``reference`` means; a name is that of a shipped one."""
-    if name_or_path.endswith(REFERENCE_SUFFIX):
-        return Path(name_or_path)
-    return reference_folder() / f"{name_or_path}{REFERENCE_SUFFIX}"
-
-
-def load_suite(name_or_path: str) -> SuiteSpec:
-    """A suite by its name, ours or that of an installed package, or a user's own by the path of its TOML file.
-
-    Raises:
-        UsageError: no such suite, no file or a large one, unreadable TOML (with its line), or a wrong key or value
-            (with its path).
-    """
-    shipped = shipped_suites()
-    path = shipped.get(name_or_path) or plugins.only(plugins.SUITES, name_or_path, "suite", Path)
-    if path is None:
-        path = Path(name_or_path)
-        if path.suffix != ".toml":
-            known = [*shipped, *installed_suites()]
-            raise UsageError(unknown_name("suite", name_or_path, known) + " (or give the path of a .toml file)")
-    try:
-        content = _with_absolute_paths(parse_toml(_read(path)), path.resolve().parent)
-    except OSError as error:
-        raise UsageError(f"cannot read the suite {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-    try:
-        suite = SuiteSpec.model_validate(content)
-    except ValidationError as error:
-        raise explain(error, str(path), content) from error
-    from bayes_bench.data import check_task  # here, because the data sources build on this module
-
-    for task in suite.tasks:
-        try:
-            check_task(task)
-        except UsageError as error:
-            raise UsageError(f"{path}: task {task.name!r}: {error}") from error
-    return suite
-
-
-def _read(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise UsageError("it is not a file")  # a pipe would be waited for without end
-    with path.open("rb") as file:
-        content = file.read(LARGEST_SUITE + 1)
-    if len(content) > LARGEST_SUITE:
-        raise UsageError(f"it has more than {LARGEST_SUITE:,} bytes")
-    return content.decode("utf-8")
-
-
-def _with_absolute_paths(value: Any, folder: Path) -> Any:
-    """The content of a suite's file with the files that data sources and tasks name made absolute.
-
-    By convention such options of a source are called ``path`` or end in ``_path``; a relative one counts from
-    ``folder``. Of a task it is ``reference``, where it is a file.
-    """
-    if isinstance(value, list):
-        return [_with_absolute_paths(item, folder) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: str(folder / _expanded(item))
-        if isinstance(item, str) and _names_file(key, item, value)
-        else _with_absolute_paths(item, folder)
-        for key, item in value.items()
-    }
-
-
-def _expanded(path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"no home folder for {path!r}; write the whole path") from error
-
-
-def _names_file(key: str, item: str, table: dict[str, Any]) -> bool:
-    if "source" in table:
-        return key == "path" or key.endswith("_path")
-    return key == "reference" and "network" in table and item.endswith(REFERENCE_SUFFIX)

@@ -27,12 +27,12 @@ from bayes_bench import metrics
 from bayes_bench.errors import DataError, UsageError, unknown_name
 from bayes_bench.host.files import replacing
 from bayes_bench.host.shipped import REFERENCE_SUFFIX, reference_folder
-from bayes_bench.metrics.reference import CATALOGUE, class_variance
+from bayes_bench.metrics.distance import CATALOGUE, class_variance
+from bayes_bench.metrics.registry import compute
 from bayes_bench.results import schema
 from bayes_bench.results.folder import load_predictions, read_records, read_run
 from bayes_bench.results.schema import canonical_hash
 from bayes_bench.settings import check_values
-from bayes_bench.suite import reference_path
 
 FORMAT = 1
 METADATA = "bayes_bench"
@@ -324,7 +324,7 @@ def _resolution(merged: Arrays, positions: Arrays, record: Mapping[str, Any]) ->
     first = {name: values[:half] for name, values in merged.items()}
     second = {name: values[half : 2 * half] for name, values in merged.items()} | positions
     own = {**record, "task_spec": record["task_spec"] | {"reference": "its other half"}}
-    rows = metrics.compute(second, own, CATALOGUE, reduce(first))
+    rows = compute(second, own, CATALOGUE, reduce(first))
     return {row["name"]: row["value"] for row in rows if row["value"] is not None}
 
 
@@ -364,3 +364,10 @@ def _check_alike(records: Sequence[Mapping[str, Any]], what: str) -> None:
         raise UsageError(f"{what} are of different posteriors ({', '.join(parts)}); {remedy}")
     if len({record["variant"] for record in records}) > 1:
         raise UsageError(f"{what} have different settings, budgets or devices; {remedy}")
+
+
+def reference_path(name_or_path: str) -> Path:
+    """The file that a task's ``reference`` means; a name is that of a shipped one."""
+    if name_or_path.endswith(REFERENCE_SUFFIX):
+        return Path(name_or_path)
+    return reference_folder() / f"{name_or_path}{REFERENCE_SUFFIX}"

@@ -1,6 +1,6 @@
 """How far a method's predictions are from those of a reference posterior, a long run of Hamiltonian Monte Carlo.
 
-The reference's arrays are described in ``bayes_bench.reference``. Letters as elsewhere; T networks of the reference.
+The reference's arrays are described in ``metrics.references``. Letters as elsewhere; T networks of the reference.
 """
 
 from __future__ import annotations
@@ -11,14 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from bayes_bench.metrics.base import (
-    Floats,
-    JobPredictions,
-    Metric,
-    NotApplicableError,
-    example_chunks,
-    normalise,
-)
+from bayes_bench.metrics.base import Floats, Metric, NotApplicableError, example_chunks, normalise
+from bayes_bench.metrics.job import JobPredictions
 
 GROUP = "reference"
 CELLS_PER_STD = 8
