@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bayes_bench.analysis import Run
-    from bayes_bench.predictive import ClassPrediction, ValuePrediction
+    from bayes_bench.posterior.predictive import ClassPrediction, ValuePrediction
     from bayes_bench.restore import FittedJob
     from bayes_bench.tasks.spec import TaskSpec
 
@@ -647,7 +647,7 @@ def _taken_from_file(name: str) -> str:
         raise UsageError(f"name the class as well: {name}:CLASS")
     if ".py:" not in name:
         return name
-    from bayes_bench import registry
+    from bayes_bench.methods import registry
 
     return registry.add_file(name)
 
@@ -666,7 +666,7 @@ def list_(what: str) -> None:
 
 
 def _method_rows() -> tuple[list[str], list[list[str]]]:
-    from bayes_bench import registry
+    from bayes_bench.methods import registry
 
     rows = []
     for name, method in registry.inspect_methods().items():
@@ -713,7 +713,8 @@ def show(method: str) -> None:
     """
     from inspect import getdoc
 
-    from bayes_bench import registry, terminal
+    from bayes_bench import terminal
+    from bayes_bench.methods import registry
 
     method = _taken_from_file(method)
     cls = registry.config_class(method)
@@ -1039,7 +1040,7 @@ def _prediction_csv(fitted: FittedJob, prediction: ClassPrediction | ValuePredic
     import numpy as np
 
     from bayes_bench.host.files import spreadsheet_safe
-    from bayes_bench.predictive import ClassPrediction
+    from bayes_bench.posterior.predictive import ClassPrediction
 
     columns: dict[str, np.ndarray] = {}
     if isinstance(prediction, ClassPrediction):
@@ -1071,17 +1072,18 @@ def check(method: str) -> int:
     For authors of plug-ins: trains the method on tiny tasks, looks whether it keeps what every posterior
     promises, and says what to mend. Exit code 1 when a check fails.
     """
-    from bayes_bench import registry
+    from bayes_bench.methods import registry
 
     method = _taken_from_file(method)
     registry.config_class(method)
     cls = registry.method_class(method)
     import torch
 
-    from bayes_bench import terminal, testing
+    from bayes_bench import terminal
+    from bayes_bench.testing import conformance
 
     torch.set_num_threads(1)  # the kit's networks are tiny: more threads would only wait for each other
-    results = testing.check(cls)
+    results = conformance.check(cls)
     rows = [["passed" if result.passed else "FAILED", result.name, result.message] for result in results]
     terminal.stdout().print(terminal.table(["", "check", "what to do"], rows))
     failed = sum(not result.passed for result in results)
@@ -1107,7 +1109,7 @@ def new_method(name: str, parent: Path) -> None:
     """
     import shlex
 
-    from bayes_bench import scaffold
+    from bayes_bench.methods import scaffold
 
     folder = scaffold.new_package(name, parent)
     click.echo(f"{folder}: the method is in {scaffold.module_of(name)}.py")

@@ -6,18 +6,15 @@ Letters: S networks drawn, N examples, K outputs, D target dimensions, P paramet
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import statistics
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,24 +23,25 @@ import torch
 from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
-from bayes_bench import memory, registry
+from bayes_bench import memory
 from bayes_bench.errors import named
 from bayes_bench.gallery import gallery
 from bayes_bench.host import machine
 from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs import Job, device_class
-from bayes_bench.likelihood import RESERVED
+from bayes_bench.methods import registry
 from bayes_bench.metrics.measure import measure
 from bayes_bench.networks import layer_names
-from bayes_bench.posterior import WeightPosterior, WeightSamples
+from bayes_bench.posterior.base import WeightPosterior, WeightSamples
+from bayes_bench.posterior.likelihood import RESERVED
+from bayes_bench.posterior.snapshots import EVERY, Snapshots
+from bayes_bench.posterior.stacked import take
+from bayes_bench.posterior.surroundings import is_small, limited_threads, settled, warm_up
+from bayes_bench.posterior.training import FitSummary, Monitor
 from bayes_bench.results.folder import SNAPSHOTS, check_new_record, write_job
 from bayes_bench.results.schema import FORMAT
-from bayes_bench.snapshots import EVERY, Snapshots
-from bayes_bench.stacked import take
 from bayes_bench.tasks.spec import CustomNetworkSpec
 from bayes_bench.tasks.task import Standardiser, Task
-from bayes_bench.threads import is_small, limited_threads
-from bayes_bench.training import FitSummary, Monitor
 
 NETWORKS = 100
 """Networks in a job's draw (fewer where the support is smaller); every metric speaks of these same networks."""
@@ -570,49 +568,3 @@ def code_of(job: Job, allow_code: Sequence[Path]) -> dict[str, str]:
 
 
 # Surroundings ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def settled(device: torch.device, precision: str = "float32") -> Iterator[None]:
-    """Determinism and precision for a job; the caller's settings are put back afterwards.
-
-    So are others that a method may have changed, and that no other job must notice: the current folder, the default
-    type of tensors, and whether gradients are recorded.
-    """
-    folder, dtype = _current_folder(), torch.get_default_dtype()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    backends: Any = torch.backends
-    rounding = [backends.cuda.matmul, backends.cudnn.conv] if device.type == "cuda" else []
-    before = [place.fp32_precision for place in rounding]
-    for place in rounding:
-        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        if folder is not None:
-            os.chdir(folder)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        for place, value in zip(rounding, before, strict=True):
-            place.fp32_precision = value
-
-
-def _current_folder() -> Path | None:
-    try:
-        return Path.cwd()
-    except OSError:  # it has been removed; whoever uses absolute paths does not mind
-        return None
-
-
-@cache
-def warm_up() -> None:
-    """PyTorch imports its compiler at the first optimiser step, a second that no job should pay for."""
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.Adam([parameter])
-    parameter.square().sum().backward()
-    optimizer.step()

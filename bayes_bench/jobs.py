@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bayes_bench import registry
 from bayes_bench.errors import DataError, PluginError, UsageError, unknown_name
 from bayes_bench.host import plugins
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
+from bayes_bench.methods import registry
 from bayes_bench.results.folder import RECORD, job_state, safe_name
 from bayes_bench.results.schema import canonical_hash, read_record
 from bayes_bench.settings import LARGEST_INTEGER, Settings, parse_toml

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bayes_bench.errors import MemoryLimitError
 from bayes_bench.host import machine
-from bayes_bench.posterior import WeightPosterior
+from bayes_bench.posterior.base import WeightPosterior
 from bayes_bench.tasks.task import Task
 
 SETTINGS = (

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from bayes_bench import registry
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import machine
 from bayes_bench.jobs import Job
+from bayes_bench.methods import registry
 from bayes_bench.metrics.cost import MEASURED
 from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, check_file
 from bayes_bench.results.schema import read_record
@@ -137,7 +137,7 @@ def repeat(
         PluginError: the method is broken.
     """
     from bayes_bench import execution
-    from bayes_bench.posterior import resolve_device
+    from bayes_bench.posterior.checks import resolve_device
     from bayes_bench.tasks.task import build_task
 
     before = {name: _stored(recorded, name) for name in (PREDICTIONS, POSTERIOR)}

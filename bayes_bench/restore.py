@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from bayes_bench import registry
 from bayes_bench.errors import DataError, UsageError, named, unknown_name
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
-from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
-from bayes_bench.posterior import WeightPosterior, WeightSamples
-from bayes_bench.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
-from bayes_bench.prior import GaussianPrior
+from bayes_bench.methods import registry
+from bayes_bench.posterior.base import WeightPosterior, WeightSamples
+from bayes_bench.posterior.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
+from bayes_bench.posterior.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
+from bayes_bench.posterior.prior import GaussianPrior
 from bayes_bench.results.folder import POSTERIOR, RECORD, check_file, read_records, read_run
 from bayes_bench.settings import explain
 from bayes_bench.tasks.network import build_network

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from bayes_bench import executors, registry
+from bayes_bench import executors
 from bayes_bench.clock import Clock
 from bayes_bench.errors import BayesBenchError, DataError, MemoryLimitError, UsageError
 from bayes_bench.execution import (
@@ -30,11 +30,12 @@ from bayes_bench.host.shipped import REFERENCE_SUFFIX
 from bayes_bench.host.stopping import Stop, on_signals
 from bayes_bench.jobs import Job, Observer
 from bayes_bench.measure import renewed
+from bayes_bench.methods import registry
 from bayes_bench.metrics import references
+from bayes_bench.posterior.snapshots import EVERY
 from bayes_bench.results.folder import RUN, check_run_dir, clear_snapshots, job_folder, job_state
 from bayes_bench.results.lock import check_not_in_use, locked
 from bayes_bench.results.schema import FORMAT, write_checked
-from bayes_bench.snapshots import EVERY
 from bayes_bench.tasks.spec import SuiteSpec
 from bayes_bench.tasks.task import Task, build_task
 

@@ -31,18 +31,20 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from bayes_bench import registry
 from bayes_bench.errors import DataError, UsageError, named
-from bayes_bench.examples import Examples, FitData
-from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
-from bayes_bench.posterior import WeightPosterior, WeightSamples, read_note, resolve_device
-from bayes_bench.prior import GaussianPrior
-from bayes_bench.stacked import StackedNetwork
+from bayes_bench.methods import registry
+from bayes_bench.posterior.base import WeightPosterior, WeightSamples
+from bayes_bench.posterior.checks import resolve_device
+from bayes_bench.posterior.examples import Examples, FitData
+from bayes_bench.posterior.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
+from bayes_bench.posterior.prior import GaussianPrior
+from bayes_bench.posterior.stacked import StackedNetwork
+from bayes_bench.posterior.stored import read_note
+from bayes_bench.posterior.surroundings import is_small, limited_threads
+from bayes_bench.posterior.training import FitSummary
 from bayes_bench.tasks.network import build_network
 from bayes_bench.tasks.spec import MLPSpec
 from bayes_bench.tasks.task import Standardiser
-from bayes_bench.threads import is_small, limited_threads
-from bayes_bench.training import FitSummary
 
 __all__ = ["BayesClassifier", "BayesEstimator", "BayesRegressor"]
 

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from bayes_bench import jobs, metrics, registry
+from bayes_bench import jobs, metrics
 from bayes_bench.errors import DataError, DivergenceError, UsageError, named, unknown_name
 from bayes_bench.host import machine
 from bayes_bench.host.files import spreadsheet_safe, write_text, writing
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.jobs import Job, Override
+from bayes_bench.methods import registry
 from bayes_bench.results import schema
 from bayes_bench.results.folder import check_run_dir
 from bayes_bench.results.lock import locked
@@ -280,9 +281,9 @@ def tune(
     """
     check(out)
     from bayes_bench import execution
-    from bayes_bench.posterior import resolve_device
+    from bayes_bench.posterior.checks import resolve_device
+    from bayes_bench.posterior.surroundings import limited_threads, settled, warm_up
     from bayes_bench.tasks.task import build_task
-    from bayes_bench.threads import limited_threads
 
     place = resolve_device(device)
     registry.method_class(search.method)
@@ -294,7 +295,7 @@ def tune(
     rule = Rule("val_ood_auroc" if outside else "val_nll")
     with (
         locked(out),
-        execution.settled(place),
+        settled(place),
         limited_threads(threads or execution.default_threads(task)),
         writing(out),
     ):
@@ -308,7 +309,7 @@ def tune(
             return result
 
         try:
-            execution.warm_up()
+            warm_up()
             result = so_far()
             durations: list[float] = []
             while len(result.trials) < trials:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "reports"))
 
 from headline import folder_tables, references  # noqa: E402
 
-from bayes_bench import registry  # noqa: E402
+from bayes_bench.methods import registry  # noqa: E402
 from bayes_bench.tasks.spec import SuiteSpec  # noqa: E402
 from bayes_bench.tasks.suites import load_suite, shipped_suites  # noqa: E402
 

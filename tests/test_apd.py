@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from bayes_bench import Examples, FitData, Gaussian, GaussianPrior, UsageError
-from bayes_bench.conjugate import LinearRegression
-from bayes_bench.testing import CHECKS, classification, regression
-from bayes_bench_baselines.apd import APD, Critic, Distillation, View
-from bayes_bench_baselines.configs import APDConfig
+from bayes_bench.testing import CHECKS, LinearRegression, classification, regression
+from bayes_bench_baselines.distillation.apd import APD, Critic, Distillation, View
+from bayes_bench_baselines.distillation.config import APDConfig
 
 
 def networks(n=40, size=200, seed=0):

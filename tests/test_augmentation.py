@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bayes_bench import DataError, Examples
-from bayes_bench.augmentation import Augmentation
+from bayes_bench.posterior.augmentation import Augmentation
 
 
 def rng(seed=0):

@@ -18,10 +18,11 @@ from bayes_bench import (
 )
 from bayes_bench.networks import convnet, mlp
 from bayes_bench.testing import classification, images
-from bayes_bench_baselines.configs import DeepEnsembleConfig, MAPConfig, MCDropoutConfig
-from bayes_bench_baselines.ensemble import DeepEnsemble
-from bayes_bench_baselines.map import MAP
-from bayes_bench_baselines.mcdropout import MCDropout
+from bayes_bench_baselines.dropout.config import MCDropoutConfig
+from bayes_bench_baselines.dropout.mcdropout import MCDropout
+from bayes_bench_baselines.ensembles.config import DeepEnsembleConfig, MAPConfig
+from bayes_bench_baselines.ensembles.ensemble import DeepEnsemble
+from bayes_bench_baselines.ensembles.map import MAP
 
 
 def linear_regression(n=50, noise=0.5):

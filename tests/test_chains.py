@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bayes_bench import UsageError, chains, effective_sample_size, split_rhat
+from bayes_bench import UsageError, effective_sample_size, split_rhat
+from bayes_bench.posterior import chains
 
 
 def autoregressive(rho, chains, length, quantities=1, seed=0):

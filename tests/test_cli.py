@@ -555,15 +555,15 @@ def test_a_real_ctrl_c_in_a_real_fit(tmp_path: Path) -> None:
 
 
 def test_check_prints_a_table_and_fails_with_the_method(call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bayes_bench import testing
+    from bayes_bench.testing import conformance
 
-    results = [testing.CheckResult("names", True, ""), testing.CheckResult("seeds", False, "use the rng")]
-    monkeypatch.setattr(testing, "check", lambda method: results)
+    results = [conformance.CheckResult("names", True, ""), conformance.CheckResult("seeds", False, "use the rng")]
+    monkeypatch.setattr(conformance, "check", lambda method: results)
     outcome = call("check", "tiny")
     assert outcome.code == 1
     assert "use the rng" in outcome.out
     assert "tiny: 1 of 2 checks passed" in outcome.out
-    monkeypatch.setattr(testing, "check", lambda method: results[:1])
+    monkeypatch.setattr(conformance, "check", lambda method: results[:1])
     assert call("check", "tiny").code == 0
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bayes_bench import MethodConfig, TensorState, TrainingLoop, WeightPosterior, setting
-from bayes_bench.registry import method_class, methods
+from bayes_bench.methods.registry import method_class, methods
 from bayes_bench.testing import CHECKS, check, check_interrupted_fit_goes_on
 
 

@@ -8,15 +8,9 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from bayes_bench import GaussianPrior, UsageError
-from bayes_bench.conjugate import (
-    LinearRegression,
-    compare,
-    compare_moments,
-    sghmc_covariance,
-    sgld_covariance,
-)
-from bayes_bench_baselines.ensemble import DeepEnsemble
-from bayes_bench_baselines.map import MAP, MAPConfig
+from bayes_bench.testing import LinearRegression, compare, compare_moments, sghmc_covariance, sgld_covariance
+from bayes_bench_baselines.ensembles.ensemble import DeepEnsemble
+from bayes_bench_baselines.ensembles.map import MAP, MAPConfig
 
 SMALL = LinearRegression.make(2, examples=30, correlation=0.8, bias=False)
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from bayes_bench import cli, data, registry
+from bayes_bench import cli, data
 from bayes_bench.data import npy, stored
 from bayes_bench.data.spec import SourceSpec
 from bayes_bench.errors import DataError, UsageError
-from bayes_bench.examples import Examples, FitData, StoredInputs
+from bayes_bench.methods import registry
+from bayes_bench.posterior.examples import Examples, FitData, StoredInputs
 from bayes_bench.results.folder import read_records
 from bayes_bench.tasks.spec import TaskSpec
 from bayes_bench.tasks.task import Standardiser, _checksum, _input_units, build_task
@@ -218,7 +219,7 @@ import json, resource, sys
 import torch
 from bayes_bench.tasks.spec import TaskSpec
 from bayes_bench.tasks import build_task
-from bayes_bench_baselines.ensemble import DeepEnsemble
+from bayes_bench_baselines import DeepEnsemble
 torch.set_num_threads(1)
 task = build_task(TaskSpec.model_validate(json.loads(sys.argv[1])))
 posterior = DeepEnsemble(task.build_network(0), task.likelihood, task.prior)
@@ -301,7 +302,7 @@ def test_passes_over_images_take_little_more_than_their_result(monkeypatch: pyte
 
 
 def test_not_finite_inputs_are_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bayes_bench.examples.BLOCK", 12)
+    monkeypatch.setattr("bayes_bench.posterior.examples.BLOCK", 12)
     x = torch.zeros(30, 3)
     Examples(x, torch.zeros(30, dtype=torch.int64))
     x[29, 1] = torch.inf

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from runs import CURVE, register_fakes, suite
 
-from bayes_bench import runner, testing
+from bayes_bench import runner
 from bayes_bench.cli import cli
 from bayes_bench.data import SOURCES
 from bayes_bench.data.spec import OODSpec
@@ -42,6 +42,7 @@ from bayes_bench.tasks.spec import (
 )
 from bayes_bench.tasks.suites import load_suite, shipped_suites
 from bayes_bench.tasks.task import build_task
+from bayes_bench.testing import conformance
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "plugin"
@@ -227,12 +228,12 @@ def test_the_page_shows_the_example_that_is_there() -> None:
     assert len(module.splitlines()) < 100
 
 
-@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
-def test_the_plugin_passes(check: testing.Callable[[testing.Method], None], plugin: ModuleType) -> None:
+@pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
+def test_the_plugin_passes(check: conformance.Callable[[conformance.Method], None], plugin: ModuleType) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as `bayes-bench check` does
     try:
-        (result,) = testing.check(plugin.Jitter, [check])
+        (result,) = conformance.check(plugin.Jitter, [check])
     finally:
         torch.set_num_threads(threads)
     assert result.passed, result.message
@@ -248,7 +249,7 @@ def test_the_plugins_entry_point_names_it(plugin: ModuleType) -> None:
 
 def test_every_check_is_documented() -> None:
     text = sections("plugins.md")["What `bayes-bench check` verifies"]
-    names = [check.__name__.removeprefix("check_").replace("_", " ") for check in testing.CHECKS]
+    names = [check.__name__.removeprefix("check_").replace("_", " ") for check in conformance.CHECKS]
     assert re.findall(r"^\| ([a-z ]+) \|", text, re.M)[1:] == names
     assert f"# {len(names)} checks" in PAGES["plugins.md"]
 

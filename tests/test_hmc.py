@@ -9,12 +9,11 @@ from pydantic import ValidationError
 from torch import nn
 
 from bayes_bench import Categorical, Examples, FitData, Gaussian, GaussianPrior, UsageError, effective_sample_size
-from bayes_bench.conjugate import LinearRegression, compare
-from bayes_bench.testing import classification, regression
-from bayes_bench.training import TensorState, TrainingLoop
-from bayes_bench_baselines.chains import chain_diagnostics, log_joint
-from bayes_bench_baselines.configs import HMCConfig
-from bayes_bench_baselines.hmc import HMC, Chains, StepSize, ThinnedStates
+from bayes_bench.posterior.training import TensorState, TrainingLoop
+from bayes_bench.testing import LinearRegression, classification, compare, regression
+from bayes_bench_baselines.chains.config import HMCConfig
+from bayes_bench_baselines.chains.hmc import HMC, Chains, StepSize, ThinnedStates
+from bayes_bench_baselines.chains.stored import chain_diagnostics, log_joint
 
 # The posterior ------------------------------------------------------------------------------------------------
 

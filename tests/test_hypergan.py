@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from bayes_bench import Categorical, HyperGAN, HyperGANConfig
-from bayes_bench.hypergan.discriminator import Discriminator, accuracy, discriminator_loss, generator_loss
-from bayes_bench.hypergan.generators import OTHER_STD, Generators
-from bayes_bench.hypergan.heads import DenseHead
-from bayes_bench.hypergan.mixer import Mixer, pretrain
-from bayes_bench.hypergan.repulsion import away_from_data, overlap
+from bayes_bench.methods.hypergan.discriminator import Discriminator, accuracy, discriminator_loss, generator_loss
+from bayes_bench.methods.hypergan.mixer import Mixer, pretrain
+from bayes_bench.methods.hypergan.repulsion import away_from_data, overlap
+from bayes_bench.methods.hypernetworks.generators import OTHER_STD, Generators
+from bayes_bench.methods.hypernetworks.heads import DenseHead
 from bayes_bench.networks import convnet, mlp, resnet
 from bayes_bench.testing import classification, images, regression
 
@@ -145,7 +145,7 @@ def pretrained(mixer, tolerance=0.02, max_steps=500):
 
 
 def no_whitening(monkeypatch):
-    monkeypatch.setattr("bayes_bench.hypergan.mixer._whiten", lambda *_: None)
+    monkeypatch.setattr("bayes_bench.methods.hypergan.mixer._whiten", lambda *_: None)
 
 
 @pytest.mark.parametrize("whitened", [True, False])

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from bayes_bench import Examples, FitData, Gaussian, GaussianPrior, TrainingLoop, UsageError
-from bayes_bench.conjugate import LinearRegression, compare, sghmc_covariance, sgld_covariance
-from bayes_bench.testing import classification
-from bayes_bench_baselines.configs import SGLDConfig
-from bayes_bench_baselines.langevin import Chains, _burning_in, plan_chains, step_size_at
-from bayes_bench_baselines.sgld import SGLD
+from bayes_bench.testing import LinearRegression, classification, compare, sghmc_covariance, sgld_covariance
+from bayes_bench_baselines.chains.config import SGLDConfig
+from bayes_bench_baselines.chains.langevin import Chains, _burning_in, plan_chains, step_size_at
+from bayes_bench_baselines.chains.sgld import SGLD
 
 
 def config(**settings):

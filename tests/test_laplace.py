@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayes_bench import Categorical, Gaussian, GaussianPrior, registry
+from bayes_bench import Categorical, Gaussian, GaussianPrior
 from bayes_bench.errors import PluginError, UsageError
-from bayes_bench_baselines.configs import LaplaceConfig
+from bayes_bench.methods import registry
+from bayes_bench_baselines.laplace.config import LaplaceConfig
 
 pytest.importorskip("laplace", reason="laplace-torch is optional")
 
-from bayes_bench_baselines.laplace_torch import Laplace
+from bayes_bench_baselines.laplace.laplace import Laplace
 
 N, FEATURES, NOISE = 60, 3, 0.5
 

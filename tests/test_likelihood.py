@@ -6,7 +6,7 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal
 
 from bayes_bench import Categorical, Gaussian, GaussianPrior, HeteroscedasticGaussian, UsageError
-from bayes_bench.likelihood import LOG_NOISE
+from bayes_bench.posterior.likelihood import LOG_NOISE
 
 S, B = 4, 7
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from bayes_bench import Categorical, MemoryLimitError, UsageError, execution, memory, report, runner
 from bayes_bench.jobs import Observer, Override, find_finished, plan
+from bayes_bench.posterior.stacked import network
 from bayes_bench.results.folder import read_records
-from bayes_bench.stacked import network as stacked_network
 from bayes_bench.tasks.task import build_task
 
 
@@ -44,13 +44,13 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 def test_the_limit_reaches_every_evaluation_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = set()
-    choose = stacked_network.choose_blocks
+    choose = network.choose_blocks
 
     def seen(*arguments: Any, memory_limit: int, **options: Any) -> Any:
         limits.add(memory_limit)
         return choose(*arguments, memory_limit=memory_limit, **options)
 
-    monkeypatch.setattr(stacked_network, "choose_blocks", seen)
+    monkeypatch.setattr(network, "choose_blocks", seen)
     jobs = plan([suite(DIGITS, methods=["ensemble"], seeds=[0])], overrides=[Override("ensemble", "members", 2)])
     runner.run(jobs, tmp_path / "run", device="cpu", threads=1, memory_limit_mb=3)
     assert limits == {3 * 2**20}
@@ -162,9 +162,7 @@ def spy(function: Any, calls: list[Any]) -> Any:
 def test_chains_that_the_method_itself_refuses_are_a_failed_row_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import bayes_bench.posterior
-
-    monkeypatch.setattr(bayes_bench.posterior, "memory_bytes", lambda: 2**16)
+    monkeypatch.setattr("bayes_bench.posterior.base.memory_bytes", lambda: 2**16)
     overrides = [Override("sgld", "samples", 1000)]
     jobs = plan([suite(CURVE | {"budget": 5000}, methods=["sgld", "tiny"], seeds=[0])], overrides=overrides)
     result = runner.run(jobs, tmp_path / "run", device="cpu", threads=1)
@@ -191,7 +189,9 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from bayes_bench import execution, jobs, machine, memory
+from bayes_bench import execution, jobs, memory
+from bayes_bench.host import machine
+from bayes_bench.posterior import surroundings
 from bayes_bench.tasks.spec import SuiteSpec
 from bayes_bench.tasks import build_task
 
@@ -206,7 +206,7 @@ task = {
 }
 entry = {"label": method, "method": method, "settings": settings}
 (job,) = jobs.plan([SuiteSpec.model_validate({"name": "s", "tasks": [task], "methods": [entry], "seeds": [0]})])
-execution.warm_up()
+surroundings.warm_up()
 execution.linear_algebra()
 status = Path("/proc/self/status").read_text()
 before = int(status.partition("VmRSS:")[2].split()[0]) * 2**10

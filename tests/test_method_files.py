@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bayes_bench import UsageError, registry
+from bayes_bench import UsageError
 from bayes_bench.cli import cli
+from bayes_bench.methods import registry
 from bayes_bench.results.folder import read_records
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "plugin" / "bayes_bench_jitter.py"

@@ -25,7 +25,7 @@ from bayes_bench.errors import DivergenceError
 from bayes_bench.metrics.calibration import bin_index, scale
 from bayes_bench.metrics.job import JobPredictions, regions
 from bayes_bench.metrics.pairs import gaussian_total_variation
-from bayes_bench.predictive import summarise_classes
+from bayes_bench.posterior.predictive import summarise_classes
 
 
 def log_probs(*shape: int, seed: int = 0, scale: float = 2.0) -> np.ndarray:

@@ -19,17 +19,10 @@ from bayes_bench import (
 )
 from bayes_bench.networks import resnet
 from bayes_bench.testing import classification, images, regression
-from bayes_bench_baselines.configs import MNFConfig
-from bayes_bench_baselines.mnf import (
-    MNF,
-    Auxiliary,
-    FactorisedGaussian,
-    Flow,
-    MaskedFlow,
-    MNFConv,
-    MNFLinear,
-    Multipliers,
-)
+from bayes_bench_baselines.variational.config import MNFConfig
+from bayes_bench_baselines.variational.flows import Auxiliary, Flow, MaskedFlow, Multipliers
+from bayes_bench_baselines.variational.mnf import MNF
+from bayes_bench_baselines.variational.mnf_layers import FactorisedGaussian, MNFConv, MNFLinear
 
 
 def generator(seed=0):

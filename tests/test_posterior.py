@@ -19,12 +19,12 @@ from bayes_bench import (
 from bayes_bench.errors import StorageError
 from bayes_bench.execution import gram_matrices
 from bayes_bench.metrics import mutual_information, norm_spread
-from bayes_bench.posterior import resolve_device
+from bayes_bench.posterior.checks import resolve_device
 from bayes_bench.testing import classification, regression
-from bayes_bench_baselines.configs import MAPConfig
-from bayes_bench_baselines.ensemble import DeepEnsemble
-from bayes_bench_baselines.map import MAP
-from bayes_bench_baselines.mcdropout import MCDropout
+from bayes_bench_baselines.dropout.mcdropout import MCDropout
+from bayes_bench_baselines.ensembles.config import MAPConfig
+from bayes_bench_baselines.ensembles.ensemble import DeepEnsemble
+from bayes_bench_baselines.ensembles.map import MAP
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bayes_bench import UsageError, summarise_classes, summarise_values
-from bayes_bench.predictive import ClassReducer, ValueReducer, log_mixture_nll
+from bayes_bench.posterior.predictive import ClassReducer, ValueReducer, log_mixture_nll
 
 
 def test_by_hand():

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import pytest
 from fake_methods import PairConfig, Tiny, TinyConfig
 
-from bayes_bench import registry
 from bayes_bench.errors import PluginError, UsageError
 from bayes_bench.host import plugins
+from bayes_bench.methods import registry
 from bayes_bench.settings import MethodConfig, Range, setting
 
 

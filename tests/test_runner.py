@@ -18,6 +18,7 @@ from bayes_bench.errors import DataError, UnsupportedNetworkError, UsageError
 from bayes_bench.jobs import Job, Observer, Override, find_finished, plan
 from bayes_bench.measure import recompute_metrics
 from bayes_bench.networks import layer_names
+from bayes_bench.posterior import surroundings
 from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
 from bayes_bench.results.lock import locked
 from bayes_bench.tasks.task import build_task
@@ -395,10 +396,10 @@ def test_products_on_a_gpu_are_not_rounded_unless_asked() -> None:
     places = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
     before = [place.fp32_precision for place in places]
     for precision, expected in (("float32", "ieee"), ("tf32", "tf32")):
-        with execution.settled(torch.device("cuda"), precision):
+        with surroundings.settled(torch.device("cuda"), precision):
             assert [place.fp32_precision for place in places] == [expected] * 2
         assert [place.fp32_precision for place in places] == before
-    with execution.settled(torch.device("cpu")):
+    with surroundings.settled(torch.device("cpu")):
         assert [place.fp32_precision for place in places] == before
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bayes_bench import UsageError, scaffold
+from bayes_bench import UsageError
 from bayes_bench.errors import StorageError
+from bayes_bench.methods import scaffold
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "plugin"
 

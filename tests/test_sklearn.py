@@ -197,7 +197,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     with pytest.raises(DataError, match="no estimator"):
         BayesClassifier.load(tmp_path / "bare")
     model.save(tmp_path / "good")
-    from bayes_bench.posterior import read_note
+    from bayes_bench.posterior.stored import read_note
 
     good = read_note(tmp_path / "good")
     parameters = good["parameters"]

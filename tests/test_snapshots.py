@@ -21,12 +21,12 @@ from bayes_bench import (
     TensorState,
     TrainingLoop,
     WeightPosterior,
-    registry,
 )
-from bayes_bench.augmentation import Augmentation
 from bayes_bench.errors import DataError
 from bayes_bench.host.stopping import Stop
-from bayes_bench.snapshots import Snapshots, _pack, _read, _unpack
+from bayes_bench.methods import registry
+from bayes_bench.posterior.augmentation import Augmentation
+from bayes_bench.posterior.snapshots import Snapshots, _pack, _read, _unpack
 from bayes_bench.testing import classification, images, regression
 
 IDENTITY = {"job": "a", "code": {"core": "1"}}
@@ -170,7 +170,7 @@ def test_values_that_a_snapshot_cannot_hold_are_named() -> None:
 
 
 def test_time_between_snapshots_and_the_end_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bayes_bench import snapshots as module
+    from bayes_bench.posterior import snapshots as module
 
     now = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
@@ -275,7 +275,7 @@ def test_a_folder_is_enough(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_fit_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bayes_bench.snapshots.WORTHWHILE", 0.0)  # the end of every fit leaves a snapshot
+    monkeypatch.setattr("bayes_bench.posterior.snapshots.WORTHWHILE", 0.0)  # the end of every fit leaves a snapshot
     _, data, budget = build("map")
     moved = FitData(Examples(data.train.x + 1, data.train.y), data.validation)
 
@@ -324,10 +324,10 @@ def test_other_threads_after_an_interruption_are_noted(tmp_path: Path) -> None:
 
 
 def test_the_time_before_an_interruption_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bayes_bench import training
+    from bayes_bench.posterior.training import time
 
     now = [100.0]
-    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def step() -> dict[str, Tensor]:
         now[0] += 1.0

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from bayes_bench import InputScaled, StackedNetwork, UsageError
 from bayes_bench.networks import convnet, mlp, resnet
-from bayes_bench.stacked.blocks import EXAMPLES, Blocks, choose_blocks
+from bayes_bench.posterior.stacked.blocks import EXAMPLES, Blocks, choose_blocks
 
 
 class Residual(nn.Module):
@@ -710,7 +710,7 @@ def test_corners_of_pooling_after_activations(network, shape, planned):
 @pytest.mark.parametrize("options", [{"stride": 1}, {"stride": (2, 3)}, {"padding": 1}, {"ceil_mode": True}, {}])
 @pytest.mark.parametrize("kernel", [2, 3, (2, 3)])
 def test_max_pooling_as_maxima_of_shifts(kernel, options, monkeypatch):
-    monkeypatch.setattr("bayes_bench.stacked.operations.SMALL_IMAGES", 0)
+    monkeypatch.setattr("bayes_bench.posterior.stacked.operations.SMALL_IMAGES", 0)
     network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.MaxPool2d(kernel, **options), nn.Flatten()).eval()
     weights, x = draw(network, 3), torch.randn(4, 1, 9, 8)
     x[0, 0, 0, 0] = torch.nan  # spreads as it does in PyTorch's own

@@ -14,7 +14,7 @@ import torch
 
 from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.errors import BayesBenchError, DataError, UsageError
-from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian
+from bayes_bench.posterior.likelihood import Categorical, Gaussian, HeteroscedasticGaussian
 from bayes_bench.tasks.spec import TaskSpec
 from bayes_bench.tasks.suites import load_suite
 from bayes_bench.tasks.task import Task, build_task

@@ -26,7 +26,7 @@ from bayes_bench.data import read_inputs
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host.files import file_facts
 from bayes_bench.metrics import references
-from bayes_bench.posterior import METADATA
+from bayes_bench.posterior.stored import METADATA
 from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, read_records, write_record
 from bayes_bench.testing import classification
 

@@ -14,10 +14,11 @@ import torch
 from fake_methods import Tiny, TinyConfig
 from runs import CURVE, DIGITS, point, register_fakes, suite
 
-from bayes_bench import MethodConfig, Range, cli, execution, metrics, registry, setting, tuning
+from bayes_bench import MethodConfig, Range, cli, execution, metrics, setting, tuning
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import plugins
 from bayes_bench.jobs import Override, plan
+from bayes_bench.methods import registry
 from bayes_bench.settings import search_space
 from bayes_bench.tasks import task as tasks
 from bayes_bench.tasks.spec import QuickSpec, SuiteSpec

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from bayes_bench import Gaussian, GaussianPrior
-from bayes_bench_baselines.configs import VIConfig
+from bayes_bench_baselines.variational.config import VIConfig
 
 pytest.importorskip("posteriors", reason="posteriors is optional")
 
-from bayes_bench_baselines.posteriors_vi import VI
+from bayes_bench_baselines.variational.vi import VI
 
 N, FEATURES, NOISE = 60, 3, 0.5
 

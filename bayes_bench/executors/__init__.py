@@ -74,7 +74,7 @@ class Workers:
             UsageError: there is no such device, or a job on the cluster reserves none.
         """
         if self.executor == "local":
-            from bayes_bench.posterior import resolve_device
+            from bayes_bench.posterior.checks import resolve_device
 
             return resolve_device(asked).type
         reserved = "cuda" if self.gpus_per_job else "cpu"

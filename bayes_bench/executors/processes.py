@@ -304,8 +304,9 @@ def run_order(order: Order, conditions: Conditions) -> Reply:
 
 
 def _run(order: Order, conditions: Conditions, stop: Stop) -> Reply:
-    from bayes_bench import registry
-    from bayes_bench.execution import Keyed, execute, warm_up
+    from bayes_bench.execution import Keyed, execute
+    from bayes_bench.methods import registry
+    from bayes_bench.posterior.surroundings import warm_up
     from bayes_bench.tasks.task import build_task
 
     name = order.job.task.model_dump_json()

@@ -469,6 +469,7 @@ def run_parcel(parcel: Parcel, task: bytes, mailbox: Any) -> Delivery:
 
 def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> None:
     from bayes_bench import execution
+    from bayes_bench.posterior.surroundings import warm_up
     from bayes_bench.tasks.network import build_network
 
     for name, content in parcel.snapshots.items():
@@ -498,7 +499,7 @@ def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> 
     )
     wish = DriversWish()
     with wish.heard() as stop, Courier(mailbox, parcel.attempt, folder, wish) as courier:
-        execution.warm_up()
+        warm_up()
         courier.say("started", ray.get_runtime_context().get_node_id())
         execution.execute(item, conditions, Reporter(courier.progress, partial(courier.say, "message")), stop)
 

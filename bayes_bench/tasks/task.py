@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bayes_bench import data
-from bayes_bench.augmentation import Augmentation
 from bayes_bench.data.spec import OODSpec
 from bayes_bench.errors import DataError, UsageError
-from bayes_bench.examples import Examples, FitData, StoredInputs
-from bayes_bench.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
-from bayes_bench.prior import GaussianPrior
+from bayes_bench.posterior.augmentation import Augmentation
+from bayes_bench.posterior.examples import Examples, FitData, StoredInputs
+from bayes_bench.posterior.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
+from bayes_bench.posterior.prior import GaussianPrior
 from bayes_bench.tasks.check import check_task, task_kind
 from bayes_bench.tasks.spec import CurveSpec, GaussianSpec, HeteroscedasticSpec, TaskSpec
 

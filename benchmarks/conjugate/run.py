@@ -19,7 +19,8 @@ import click
 import torch
 
 from bayes_bench import BayesBenchError, WeightPosterior
-from bayes_bench.conjugate import (
+from bayes_bench.methods.registry import method_class, methods
+from bayes_bench.testing import (
     Comparison,
     LinearRegression,
     compare,
@@ -27,7 +28,6 @@ from bayes_bench.conjugate import (
     sghmc_covariance,
     sgld_covariance,
 )
-from bayes_bench.registry import method_class, methods
 
 DIMENSIONS = (2, 10)
 """Of the inputs; a bias comes on top."""

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bayes_bench import Categorical, Examples, FitData, HyperGAN, HyperGANConfig, TrainingLoop
-from bayes_bench.hypergan.discriminator import Discriminator, discriminator_loss, generator_loss
-from bayes_bench.hypergan.layers import unit_scale_mlp
-from bayes_bench.hypergan.mixer import Mixer
+from bayes_bench.methods.hypergan.discriminator import Discriminator, discriminator_loss, generator_loss
+from bayes_bench.methods.hypergan.mixer import Mixer
+from bayes_bench.methods.hypernetworks.layers import unit_scale_mlp
 from bayes_bench.networks import convnet
 
 DIGIT, CLASSES = (1, 28, 28), 10

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from bayes_bench import Categorical, Examples, FitData
 from bayes_bench.networks import convnet, mlp
-from bayes_bench.stacked import StackedNetwork
-from bayes_bench_baselines.configs import DeepEnsembleConfig
-from bayes_bench_baselines.ensemble import DeepEnsemble
-from bayes_bench_baselines.mcdropout import MCDropout
+from bayes_bench.posterior.stacked import StackedNetwork
+from bayes_bench_baselines.dropout.mcdropout import MCDropout
+from bayes_bench_baselines.ensembles.config import DeepEnsembleConfig
+from bayes_bench_baselines.ensembles.ensemble import DeepEnsemble
 
 CLASSES = 10
 SAMPLES = 100

@@ -48,7 +48,7 @@ def write(rows: Iterable[dict[str, Any]], path: Path, columns: list[str]) -> pd.
 
 
 def mnist_rows(device: torch.device, seeds: Iterable[int]) -> Iterable[dict[str, Any]]:
-    from bayes_bench.examples import Examples
+    from bayes_bench.posterior.examples import Examples
 
     found = split(MnistOptions(validation=1000), Path(os.environ["BAYES_BENCH_DATA"]), "classification")
     train, validation = (

@@ -1,0 +1,1 @@
+"""Networks kept along Markov chains: Langevin dynamics and Hamiltonian Monte Carlo."""

@@ -1,0 +1,1 @@
+"""A generator taught by the networks of a chain."""

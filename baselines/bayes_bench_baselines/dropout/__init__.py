@@ -1,0 +1,1 @@
+"""Random masks on the inputs of layers."""

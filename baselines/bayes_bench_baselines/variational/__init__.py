@@ -1,0 +1,1 @@
+"""Distributions over weights fitted by the evidence lower bound."""

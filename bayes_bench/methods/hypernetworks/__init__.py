@@ -1,0 +1,1 @@
+"""Parts that every generator of weights shares."""

@@ -1,0 +1,705 @@
+"""What a method is: a distribution over the weights of one network.
+
+Letters: S weight samples, B batch, K outputs. A method writes ``_fit``, ``_sample``, ``_state`` and
+``_load_state``; everything a caller uses is final here and checks what the method gives back.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, final
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from bayes_bench.errors import (
+    DataError,
+    DivergenceError,
+    MemoryLimitError,
+    PluginError,
+    UnsupportedNetworkError,
+    UsageError,
+)
+from bayes_bench.host import plugins
+from bayes_bench.host.files import replacing
+from bayes_bench.host.machine import memory_bytes
+from bayes_bench.networks import layer_names
+from bayes_bench.posterior.checks import _digest, _finite, prepare_network, resolve_device
+from bayes_bench.posterior.examples import Examples, FitData
+from bayes_bench.posterior.likelihood import RESERVED, Likelihood
+from bayes_bench.posterior.predictive import (
+    ClassPrediction,
+    ClassReducer,
+    ValuePrediction,
+    ValueReducer,
+    concatenate,
+    log_mixture_nll,
+    summarise_classes,
+    summarise_values,
+)
+from bayes_bench.posterior.prior import GaussianPrior
+from bayes_bench.posterior.snapshots import Snapshots
+from bayes_bench.posterior.stacked import InputScaled, StackedNetwork, take_networks
+from bayes_bench.posterior.stored import GROWTH, METADATA, SLACK, _BoundedMemory, _opened
+from bayes_bench.posterior.training import FitSummary, Monitor, SnapshotMismatchError, TrainingLoop
+from bayes_bench.settings import MethodConfig, explain
+
+
+class Held(NamedTuple):
+    """How many networks' weights are in memory at least; a fraction, where parts of them are shared.
+
+    Attributes:
+        fit: while training: with gradients, moments of the optimiser and the like.
+        state: as long as the fitted posterior lives.
+        draw: for a draw of networks, beside the state.
+        drawing: while it is made, where that takes more: noise of a network's size, for example.
+    """
+
+    fit: float
+    state: float
+    draw: float
+    drawing: float = 0
+
+
+WeightSamples = dict[str, Tensor]
+"""Name → ``[S, *shape]``: names and shapes of ``network.named_parameters()``, and the likelihood's reserved entries."""
+
+
+class WeightPosterior(ABC):
+    """A distribution over the weights of one network.
+
+    Args:
+        network: any ``nn.Module`` that is a pure function of (weights, x). It is copied, never changed.
+        likelihood: what the outputs mean.
+        prior: Gaussian over the weights; methods that ignore it say so in ``uses_prior``.
+        config: the method's settings; defaults when left out.
+
+    Raises:
+        UnsupportedNetworkError: the network keeps batch statistics, or the method cannot handle a layer.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    former_names: ClassVar[tuple[str, ...]] = ()
+    """What files that were saved before the class moved call it, ``module:Class``; they load as well."""
+    uses_prior: bool
+
+    def __init__(
+        self,
+        network: nn.Module,
+        likelihood: Likelihood,
+        prior: GaussianPrior | None = None,
+        config: MethodConfig | None = None,
+    ):
+        if config is not None and not isinstance(config, self.Config):
+            raise UsageError(f"{type(self).__name__} needs a {self.Config.__name__}, got {type(config).__name__}")
+        self.network = prepare_network(network)
+        self.likelihood = likelihood
+        self.prior = prior or GaussianPrior()
+        self.config: Any = config or self.Config()
+        self.stacked = StackedNetwork(self.network)
+        self.device = torch.device("cpu")
+        self.fitted = False
+        parameters = dict(self.network.named_parameters())
+        self.frozen = {name: p.detach().clone() for name, p in parameters.items() if not p.requires_grad}
+        """Parameters with ``requires_grad=False``: point-estimated, the same in every sample."""
+        self.initial = {
+            **{name: p.detach().clone() for name, p in parameters.items() if p.requires_grad},
+            **likelihood.initial_parameters(),
+        }
+        """Starting value of every parameter that a method treats, by name."""
+        self.shapes = {name: value.shape for name, value in (self.initial | self.frozen).items()}
+        if not self.initial:
+            raise UnsupportedNetworkError("the network has no trainable parameter; set requires_grad on some")
+
+    # What a method writes ---------------------------------------------------------------------------------
+
+    @property
+    def support(self) -> int | None:
+        """How many distinct networks the method can give; None is unlimited."""
+        return None
+
+    def _check_fit(self, data: FitData, budget: int) -> None:  # noqa: B027 (optional)
+        """Refuse, before anything is trained, what would fail later: raise with one sentence that names the remedy.
+
+        The runner calls it for every job before the first one starts, and ``fit`` before ``_fit``.
+        """
+
+    def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
+        """What a fit on ``data`` and a draw of ``drawn`` networks will hold, for the estimate before a job starts.
+
+        Never more than is true: a job that needs more than there is does not start. A method whose networks share
+        weights says so here; one that knows more than its support, for example of its training, may say more.
+        """
+        if self.support is None:
+            return Held(0, 0, drawn)
+        return Held(self.support, self.support, min(drawn, self.support))
+
+    @abstractmethod
+    def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
+        """Train by driving ``loop``; all randomness comes from the CPU generator ``rng``."""
+
+    @abstractmethod
+    def _sample(self, n: int, rng: torch.Generator) -> WeightSamples:
+        """Draw ``n`` (at most ``support``) networks: copies of the entries of ``initial``; frozen ones are added."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Tensor]:
+        """All that ``_sample`` needs, as named tensors."""
+
+    @abstractmethod
+    def _load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``_state`` gave."""
+
+    # What a caller uses -----------------------------------------------------------------------------------
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that one evaluation of networks may use for intermediate values; may be set, also before ``fit``."""
+        return self.stacked.memory_limit
+
+    @memory_limit.setter
+    def memory_limit(self, limit: int) -> None:
+        if limit < 1:
+            raise UsageError(f"a memory limit of {limit} bytes leaves nothing to compute in; give at least 1")
+        self.stacked.memory_limit = limit
+
+    @final
+    def fit(
+        self,
+        data: FitData | tuple[Tensor, Tensor],
+        *,
+        budget: int,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        monitor: Monitor | None = None,
+        snapshots: Snapshots | str | os.PathLike[str] | None = None,
+    ) -> FitSummary:
+        """Train on ``data`` within ``budget`` network-example gradient evaluations.
+
+        Args:
+            data: training and validation examples, or just a pair ``(x, y)``.
+            budget: one network, one example, forward and backward = 1; forward only = 1/3.
+            seed: of everything random in training. The global random state is neither read nor changed.
+            snapshots: a folder: a fit that was interrupted goes on from what it has left there, to the same networks.
+                What another fit has left there, on other data for example, is not used.
+
+        Raises:
+            DataError: the data do not fit the network or the likelihood.
+            UsageError: the budget is not positive or too small for the settings, or the device is not there.
+            UnsupportedNetworkError: the method cannot treat a layer of the network.
+            DivergenceError: the loss or the weights became NaN or infinite.
+        """
+        if isinstance(data, tuple):
+            data = FitData(Examples(*data))
+        resolved = resolve_device(device)
+        self.check_fit(data, budget)
+        self.fitted = False  # a fit that fails leaves no half-trained posterior behind
+        self._to_device(resolved)
+        data = data.to(resolved)
+        if isinstance(snapshots, str | os.PathLike):
+            about = {"seed": seed, "budget": budget, "device": str(resolved), "torch": torch.__version__}
+            snapshots = Snapshots(Path(snapshots), self._identity(data) | about)
+        loop = self._run_fit(data, budget, seed, monitor, snapshots)
+        # The draw proves that the method works and that its weights are finite before anything is stored.
+        self._draw(8, seed)
+        self.fitted = True
+        return loop.summary(parameters_stored=sum(value.numel() for value in self._state().values()))
+
+    def _identity(self, data: FitData) -> dict[str, Any]:
+        """All that a fit on ``data`` follows from, beside what ``fit`` is given."""
+        parts = [data.train, *([data.validation] if data.validation else [])]
+        return {
+            "posterior": self.fingerprint(),
+            "method": self._about(),
+            "prior": repr(self.prior),
+            "memory limit": self.memory_limit,
+            "initial weights": _digest(self.initial.values()),
+            "data": _digest(tensor for part in parts for block in part.blocks() for tensor in block),
+            "augmentation": repr(data.train.augment),
+        }
+
+    def _run_fit(
+        self, data: FitData, budget: int, seed: int, monitor: Monitor | None, snapshots: Snapshots | None
+    ) -> TrainingLoop:
+        if snapshots is not None:
+            snapshots.begin()
+        while True:
+            rng = torch.Generator().manual_seed(seed)
+            loop = TrainingLoop(budget, monitor, rng=rng, snapshots=snapshots)
+            try:
+                self._fit(data, loop, rng)
+            except SnapshotMismatchError:
+                assert snapshots is not None
+                snapshots.clear("starts again: its snapshot is not one of this fit")
+            else:
+                return loop
+
+    @final
+    def check_fit(self, data: FitData, budget: int) -> None:
+        """Whether ``fit`` could start: returns, or raises what ``fit`` would raise before training."""
+        if budget < 1:
+            raise UsageError(f"the budget must be at least 1 gradient evaluation, got {budget}")
+        self._check_data(data)
+        self._check_fit(data, budget)
+
+    @final
+    @torch.no_grad()
+    def sample(self, n: int, *, seed: int) -> WeightSamples:
+        """Draw networks: name → ``[S, *shape]`` with S = n, or ``support`` where that is less.
+
+        The same seed gives the same networks on any device, and for a method of unlimited support
+        ``sample(k)`` is the start of ``sample(n)``, k ≤ n. The global random state is not touched.
+
+        Raises:
+            UsageError: n < 1, or the posterior was neither fitted nor loaded.
+            PluginError: the method returned wrong names or shapes.
+            DivergenceError: the drawn weights are not finite.
+        """
+        if n < 1:
+            raise UsageError(f"cannot sample {n} networks; ask for at least 1")
+        if not self.fitted:
+            raise UsageError(f"{type(self).__name__} has no weights yet; call fit or load first")
+        return self._draw(n, seed)
+
+    @final
+    def iter_samples(self, n: int, *, seed: int, chunk: int | None = None) -> Iterator[WeightSamples]:
+        """The networks of ``sample(n, seed=seed)``, ``chunk`` at a time: memory follows the chunk, not n.
+
+        Args:
+            chunk: networks at once; by default as many as fit an eighth of the memory limit.
+
+        Raises:
+            As ``sample``, before the first draw.
+        """
+        if n < 1 or (chunk is not None and chunk < 1):
+            raise UsageError(f"cannot sample {n} networks, {chunk} at a time; ask for at least 1")
+        if not self.fitted:
+            raise UsageError(f"{type(self).__name__} has no weights yet; call fit or load first")
+        size = n if self.support is None else min(n, self.support)
+        bytes_each = sum(value.numel() * value.element_size() for value in (self.initial | self.frozen).values())
+        return self._chunks(size, seed, chunk or max(1, self.memory_limit // (8 * bytes_each)))
+
+    def _chunks(self, size: int, seed: int, chunk: int) -> Iterator[WeightSamples]:
+        rng = torch.Generator().manual_seed(seed)
+        # A method of finite support holds all its networks anyway, and chooses among them once.
+        chosen = None if self.support is None else self._draw(size, seed)
+        for start in range(0, size, chunk):
+            if chosen is not None:
+                yield {name: value[start : start + chunk] for name, value in chosen.items()}
+            else:
+                with torch.no_grad():  # ends before the caller goes on
+                    part = self._checked(self._sample(min(chunk, size - start), rng), min(chunk, size - start))
+                yield part
+
+    @torch.no_grad()
+    def _draw(self, n: int, seed: int) -> WeightSamples:
+        size = n if self.support is None else min(n, self.support)
+        return self._checked(self._sample(size, torch.Generator().manual_seed(seed)), size)
+
+    def _checked(self, weights: WeightSamples, size: int) -> WeightSamples:
+        if not isinstance(weights, Mapping) or not weights:
+            what = "an empty mapping" if isinstance(weights, Mapping) else type(weights).__name__
+            raise PluginError(f"{type(self).__name__}._sample gave {what}; return a mapping of names to [n, *shape]")
+        weights = self.complete(weights)
+        self._check_weights(weights, size)
+        return {name: weights[name] for name in self.shapes}
+
+    @final
+    @torch.no_grad()
+    def outputs(self, x: Tensor, weights: Mapping[str, Tensor], *, memory_limit: int | None = None) -> Tensor:
+        """Outputs ``[S, B, K]`` of the networks ``weights`` on shared inputs x ``[B, ...]``, in bounded memory.
+
+        Args:
+            memory_limit: bytes for intermediate values; default: the posterior's ``memory_limit``.
+        """
+        return self.stacked(weights, x.to(self.device), memory_limit=memory_limit)
+
+    @final
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Tensor,
+        weights: Mapping[str, Tensor] | Iterable[Mapping[str, Tensor]],
+        *,
+        memory_limit: int | None = None,
+    ) -> ClassPrediction | ValuePrediction:
+        """Mean, entropy and mutual information, or the variances of a regression, of the mixture on x ``[B, ...]``.
+
+        ``weights`` is a draw, or several one after the other, such as ``iter_samples`` gives: then no more networks
+        are held at once than one of them has.
+        """
+        draws = [weights] if isinstance(weights, Mapping) else weights
+        memory_limit = self.memory_limit if memory_limit is None else memory_limit
+        classes = self.likelihood.kind == "classification"
+        chunks: tuple[Tensor, ...] = ()
+        reducers: list[Any] = []
+        most = 0
+        for draw in draws:
+            networks = next(iter(draw.values())).shape[0]
+            if not chunks:
+                # In chunks of examples: the outputs of a draw are held, in float64, for one chunk alone.
+                chunks = x.split(max(1, memory_limit // (64 * max(1, networks) * self.likelihood.output_width)))
+                reducers = [ClassReducer() if classes else ValueReducer() for _ in chunks]
+                most = networks
+            for start in range(0, networks, most):
+                part = take_networks(draw, start, min(start + most, networks))
+                for chunk, reducer in zip(chunks, reducers, strict=True):
+                    reducer.add(**self.likelihood.predict(self.outputs(chunk, part, memory_limit=memory_limit), part))
+        if not reducers:
+            raise UsageError("no networks to predict with; draw at least one")
+        return concatenate([reducer.result() for reducer in reducers])
+
+    @final
+    def state_dict(self) -> dict[str, Tensor]:
+        """Named tensors that, with the same network, likelihood and config, restore this posterior."""
+        return {name: value.detach().cpu() for name, value in self._state().items()}
+
+    @final
+    def load_state_dict(self, state: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> None:
+        """Take over what ``state_dict`` gave, onto ``device``."""
+        self._to_device(resolve_device(device))
+        self._load_state({name: value.to(self.device) for name, value in state.items()})
+        self.fitted = True
+
+    @final
+    def save(self, path: str | os.PathLike[str], *, note: Mapping[str, Any] | None = None) -> None:
+        """Write a safetensors file with the network's fingerprint, the method and its settings; atomic.
+
+        A frozen parameter is part of the network, not of this file.
+
+        Args:
+            note: what else is to be in the file, as JSON; ``read_note`` gives it back.
+        """
+        path = Path(path)
+        about = {"format": 1, **self._about(), "fingerprint": self.fingerprint()}
+        if note is not None:
+            about["note"] = note
+        # Clones: safetensors refuses tensors that share memory, as the views of a stacked tensor do.
+        tensors = {name: value.clone().contiguous() for name, value in self.state_dict().items()}
+        # One metadata entry: safetensors writes several in no fixed order, and equal posteriors must be equal files.
+        content = safetensors_bytes(tensors, {METADATA: json.dumps(about, sort_keys=True)})
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+
+    @final
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        network: nn.Module,
+        likelihood: Likelihood,
+        prior: GaussianPrior | None = None,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Read what ``save`` wrote, for the same network architecture.
+
+        The file may come from anybody: what it says of itself cannot make the method take much more memory than the
+        file and the network have.
+
+        Raises:
+            DataError: the file is damaged, of another method, or of another network.
+        """
+        with _opened(path) as (about, file):
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        expected = cls._names()[0]
+        if about.get("method") not in cls._names():
+            raise DataError(f"{path} holds a posterior of {about.get('method', 'no known method')}, not {expected}")
+        try:
+            config = cls.Config(**about.get("config", {}))
+        except ValidationError as error:
+            raise DataError(f"{path}: {explain(error, 'its settings')}; was it written by another version?") from error
+        posterior = cls(network, likelihood, prior, config)
+        if about.get("fingerprint") != posterior.fingerprint():
+            raise DataError(f"{path} was fitted to another network or likelihood; build those that it was saved with")
+        held = [*state.values(), *posterior.initial.values()]
+        try:
+            with _BoundedMemory(SLACK + GROWTH * sum(value.nbytes for value in held)):
+                posterior.load_state_dict(state, device=device)
+            drawn = posterior._draw(1, 0)
+            if any(drawn[name].dtype != value.dtype for name, value in posterior.initial.items()):
+                raise TypeError("its weights are of another type than the network's")
+        except Exception as error:  # whatever a method makes of a state that it did not write
+            raise DataError(f"{path} does not hold all that {expected} needs: {error}") from error
+        return posterior
+
+    @final
+    @classmethod
+    def read_about(cls, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """What a file of this method says of itself, beside its tensors: the method is called as it is now.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        with _opened(path) as (about, _):
+            return about | {"method": cls._names()[0]} if about.get("method") in cls._names() else about
+
+    @final
+    def fingerprint(self) -> str:
+        """SHA-256 over the network's printed form, names and shapes, frozen values and buffers, and the likelihood."""
+        shapes = [(name, tuple(shape)) for name, shape in self.shapes.items()]
+        digest = hashlib.sha256(f"{self.network!r} {shapes} {self.likelihood!r}".encode())
+        for value in (*self.frozen.values(), *self.network.buffers()):
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _about(self) -> dict[str, Any]:
+        return {"method": self._names()[0], "config": json.loads(self.config.model_dump_json())}
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        """What stored posteriors may call this method: first its registered name, which outlives a moved module."""
+        return [*plugins.names_of(plugins.METHODS, cls), f"{cls.__module__}:{cls.__qualname__}", *cls.former_names]
+
+    # Help for methods -------------------------------------------------------------------------------------
+
+    @final
+    @contextmanager
+    def seeded(self, rng: torch.Generator) -> Iterator[None]:
+        """Within it, PyTorch's global generator follows ``rng``; afterwards it is as it was before.
+
+        For module initialisers, which take no generator.
+        """
+        with torch.random.fork_rng(devices=[]):
+            # The CPU's generator alone: torch.manual_seed would reseed every GPU as well.
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+            yield
+
+    @final
+    def initial_weights(self, n: int, rng: torch.Generator, loop: TrainingLoop) -> WeightSamples:
+        """``n`` independent initialisations, name → ``[n, *shape]``, by each layer's own ``reset_parameters``.
+
+        Parameters of modules without that method start at the values they had in the user's network; the
+        record of the fit names them.
+        """
+        network = copy.deepcopy(self.network).cpu()
+        draws = []
+        with self.seeded(rng):
+            for _ in range(n):
+                reset = set()
+                for name, module in network.named_modules():
+                    initialise = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+                    if callable(initialise):
+                        initialise()
+                        reset |= {f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)}
+                draws.append({name: p.detach().clone() for name, p in network.named_parameters()})
+        if same := sorted(self.initial.keys() & draws[0].keys() - reset):
+            loop.note(f"no reset_parameters for {', '.join(same)}: they start at the values of the given network")
+        return {
+            name: (
+                torch.stack([draw[name] for draw in draws]).to(self.device)
+                if name in draws[0]
+                else value.expand(n, *value.shape).clone()
+            )
+            for name, value in self.initial.items()
+        }
+
+    @final
+    def complete(self, weights: Mapping[str, Tensor]) -> WeightSamples:
+        """Add the frozen parameters to weights ``[S, ...]`` of the others, expanded and not copied."""
+        size = next(iter(weights.values())).shape[0]
+        # A copy, expanded: the stacked engine sees the sharing, and who overwrites a sample harms nothing else.
+        return {**weights, **{name: value.clone().expand(size, *value.shape) for name, value in self.frozen.items()}}
+
+    @final
+    def losses(self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, *, own_inputs: bool = False) -> Tensor:
+        """Mean NLL of each network, ``[S]``, on the same examples or with ``own_inputs`` on its own ``[S, B, ...]``.
+
+        For training steps: the gradients are computed in the same pass, network by network, so that memory does
+        not grow with S.
+        """
+        return self.stacked.mean_loss(weights, x, y, self.likelihood.nll, own_inputs=own_inputs)
+
+    @final
+    def losses_to_grad(
+        self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, *, own_inputs: bool = False
+    ) -> Tensor:
+        """``losses``, with the gradients of their sum written into ``grad`` of the weights, which are leaves.
+
+        What ``grad`` held is overwritten, so no ``zero_grad`` before it; more may be added by ``backward`` after it.
+        """
+        return self.stacked.losses_to_grad(weights, x, y, self.likelihood.nll, own_inputs=own_inputs)
+
+    @final
+    def loss(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Mean NLL per network, ``[S]``."""
+        return self.likelihood.nll(outputs, y, weights).mean(1)
+
+    @final
+    @torch.no_grad()
+    def validation_scores(self, data: FitData, weights: WeightSamples) -> dict[str, float]:
+        """Scores of a draw on the validation examples (or none): for early stopping and the log of a fit.
+
+        ``val_nll`` is the NLL of the mixture; ``disagreement`` the mean over pairs of networks of the share of
+        examples they classify differently, ``disagreement_normalised`` the same divided by the error of one network,
+        ``mutual_information`` H(p̄) − mean H(p_s) in nats; ``epistemic_std`` their counterpart for regression;
+        ``weight_spread`` the std/mean of the L2 norms of the whole weight vectors, and ``weight_spread/LAYER`` of a
+        layer's without its bias.
+        """
+        scores = self._weight_spreads(weights)
+        if data.validation is None:
+            return scores
+        x, y = data.validation.inputs(), data.validation.y
+        outputs = self.stacked(weights, x)
+        scores["val_nll"] = float(log_mixture_nll(self.likelihood.nll(outputs, y, weights)).mean())
+        predicted = self.likelihood.predict(outputs, weights)
+        if self.likelihood.kind == "classification":
+            summary = summarise_classes(predicted["log_probs"])
+            scores["val_accuracy"] = float((summary.label == y).double().mean())
+            if summary.networks > 1:
+                labels = predicted["log_probs"].argmax(-1)
+                counts = torch.nn.functional.one_hot(labels, summary.mean.shape[1]).sum(0).double()
+                agreeing = (counts * (counts - 1)).sum(-1) / (summary.networks * (summary.networks - 1))
+                scores["disagreement"] = float(1 - agreeing.mean())
+                errors = float((labels != y).double().mean())
+                if errors > 0:
+                    scores["disagreement_normalised"] = scores["disagreement"] / errors
+                scores["mutual_information"] = float(summary.mutual_information.mean())
+        else:
+            values = summarise_values(**predicted)
+            scores["val_rmse"] = float(((values.mean - y) ** 2).mean().sqrt())
+            scores["epistemic_std"] = float(values.epistemic_variance.mean().sqrt())
+        return scores
+
+    def _weight_spreads(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        norms = {
+            name: w.reshape(len(w), -1).norm(dim=1) for name, w in weights.items() if not name.startswith(RESERVED)
+        }
+        layers = {f"weight_spread/{layer}": norms[name] for name, layer in layer_names(self.network).items()}
+        rows = torch.stack([torch.stack(list(norms.values())).norm(dim=0), *layers.values()])
+        if rows.shape[1] < 2:
+            return {}
+        spreads = (rows.std(dim=1, correction=0) / rows.mean(dim=1)).tolist()  # one wait for a GPU
+        named = zip(["weight_spread", *layers], spreads, strict=True)
+        # A frozen layer of zeros has no spread.
+        return {name: spread for name, spread in named if math.isfinite(spread)}
+
+    @final
+    def validator(self, data: FitData, networks: int, rng: torch.Generator) -> Callable[[], dict[str, float]]:
+        """What ``loop.run(validate=…)`` calls: ``validation_scores`` of so many networks of the fit as it is by then.
+
+        The draw's seed comes from ``rng`` now: every validation draws with the same noise.
+        """
+        seed = int(torch.randint(2**62, (), generator=rng))
+
+        def validate() -> dict[str, float]:
+            with torch.no_grad():
+                weights = self._sample(networks, torch.Generator().manual_seed(seed))
+            return self.validation_scores(data, self.complete(weights))
+
+        return validate
+
+    @final
+    def negative_log_prior(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """−log p(weights) per network, ``[S]``, up to a constant: the prior's part and that of a learned noise."""
+        return self.prior.penalty(weights) - self.likelihood.log_prior(weights)
+
+    @final
+    def require_memory(self, networks: int, remedy: str, *, copies: int = 1, what: str = "networks") -> None:
+        """Refuse to store more networks than half of the main memory holds; for ``_check_fit``.
+
+        Args:
+            copies: how many of each are held at once, at the most.
+            what: what is counted, where it is something else of a network's size.
+
+        Raises:
+            MemoryLimitError: with the sizes and ``remedy`` ("lower samples").
+        """
+        each = self.network_bytes
+        needed, there = networks * copies * each, memory_bytes()
+        if there is not None and needed > there / 2:
+            often = f", {copies} copies of each at times," if copies > 1 else ""
+            raise MemoryLimitError(
+                f"{networks:,} {what} of {each / 2**20:.3g} MB{often} need {needed / 2**30:,.1f} GB; at most half "
+                f"of this machine's {there / 2**30:.3g} GB may be used; {remedy}"
+            )
+
+    @property
+    @final
+    def network_bytes(self) -> int:
+        """Memory of one network's weights, without those that are frozen."""
+        return sum(value.numel() * value.element_size() for value in self.initial.values())
+
+    @final
+    def trained_copies(self, data: FitData) -> int:
+        """Of parameters that Adam trains, for ``_networks_held``: gradients, two moments, the best snapshot of all."""
+        snapshot = data.validation is not None and getattr(self.config, "keep_best", False)
+        return 4 + 3 * snapshot
+
+    @final
+    def validation_cost(self, data: FitData, networks: int) -> float:
+        """Gradient evaluations that ``validation_scores`` of that many networks costs: forward only is 1/3."""
+        return networks * len(data.validation) / 3 if data.validation else 0.0
+
+    # Checks -----------------------------------------------------------------------------------------------
+
+    def _to_device(self, device: torch.device) -> None:
+        self.device = device
+        self.network.to(device)
+        self.initial = {name: value.to(self.device) for name, value in self.initial.items()}
+        self.frozen = {name: value.to(self.device) for name, value in self.frozen.items()}
+
+    def _check_data(self, data: FitData) -> None:
+        """One forward pass of one network, so that a shape error is a sentence before training starts."""
+        parts = [("training", data.train), *([("validation", data.validation)] if data.validation else [])]
+        for label, part in parts:
+            y, classes = part.y, self.likelihood.output_width
+            if self.likelihood.kind == "classification":
+                if y.dtype != torch.int64 or y.dim() != 1:
+                    raise DataError(
+                        f"{label} targets must be class indices: int64 of shape [N], got {y.dtype} of {list(y.shape)}"
+                    )
+                if int(y.min()) < 0 or int(y.max()) >= classes:
+                    raise DataError(f"{label} targets must lie in 0…{classes - 1}, got {int(y.min())}…{int(y.max())}")
+            elif not y.is_floating_point() or y.dim() != 2 or y.shape[1] != self.likelihood.target_width:
+                raise DataError(
+                    f"{label} targets must be floats of shape [N, {self.likelihood.target_width}], got {y.dtype} of "
+                    f"{list(y.shape)}"
+                )
+        parameter = next(self.network.parameters())
+        probe = data.train.x[:2].to(parameter.device)
+        if probe.is_floating_point() and probe.dtype != parameter.dtype:
+            raise DataError(
+                f"the inputs are {probe.dtype} and the network's weights {parameter.dtype}; convert one of them, "
+                "e.g. x.float()"
+            )
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                outputs, again = self.network(probe), self.network(probe)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise DataError(
+                f"the network cannot take inputs of shape {list(data.train.x.shape[1:])}: {error}"
+            ) from error
+        expected = (len(probe), self.likelihood.output_width)
+        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
+            found = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise DataError(f"{self.likelihood!r} needs outputs of shape {list(expected)}, the network gives {found}")
+        if not torch.equal(outputs, again) and bool(torch.isfinite(outputs).all()):
+            raise UnsupportedNetworkError(
+                "two evaluations of the same inputs differ: the network draws random numbers (functional dropout "
+                "without training=self.training?); make it a pure function of (weights, x)"
+            )
+
+    def _check_weights(self, weights: Mapping[str, Tensor], size: int) -> None:
+        method = type(self).__name__
+        missing, extra = self.shapes.keys() - weights.keys(), weights.keys() - self.shapes.keys()
+        if missing or extra:
+            raise PluginError(f"{method}._sample gave wrong names: missing {sorted(missing)}, unknown {sorted(extra)}")
+        for name, shape in self.shapes.items():
+            value = weights[name]
+            if value.shape != (size, *shape):
+                raise PluginError(f"{method}._sample gave {name!r} the shape {list(value.shape)}, not {[size, *shape]}")
+            # What the networks share is looked at once, and a product's factors instead of it.
+            kept = [value.base, value.scale] if isinstance(value, InputScaled) and value.factored else [value]
+            if not all(_finite(part[:1] if part.stride(0) == 0 else part) for part in kept):
+                raise DivergenceError(f"{method} drew weights that are not finite (in {name!r})")
