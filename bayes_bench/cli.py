@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bayes_bench.analysis import Run
+    from bayes_bench.jobs.fitted import FittedJob
     from bayes_bench.posterior.predictive import ClassPrediction, ValuePrediction
-    from bayes_bench.restore import FittedJob
     from bayes_bench.tasks.spec import TaskSpec
 
 DEFAULT_SUITES = ("digits", "cubic")
@@ -101,7 +101,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         # A path that no part of the program could look at: too long a name, a folder above it without permission.
         _fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}", UsageError.exit_code)
     except (MemoryError, RuntimeError) as error:
-        from bayes_bench.memory import ran_out
+        from bayes_bench.jobs.memory import ran_out
 
         if not ran_out(error):
             raise
@@ -350,9 +350,11 @@ def run(
 
     Exit code: 0, or 1 when a job failed, 2 for a mistake in the input, 130 after Ctrl-C.
     """
-    from bayes_bench import jobs
-    from bayes_bench.executors import Workers
+    from bayes_bench.cli_options import parse_override, parse_seeds
+    from bayes_bench.jobs.job import device_class
+    from bayes_bench.jobs.plan import plan
     from bayes_bench.results.folder import check_run_dir
+    from bayes_bench.runs.executors.base import Workers
     from bayes_bench.tasks.suites import load_suite
 
     workers = Workers(executor, at_once, timeout, address, cpus_per_job, gpus_per_job)
@@ -360,11 +362,11 @@ def run(
     specs = [load_suite(name) for name in suites or DEFAULT_SUITES]
     if quick:
         specs = [spec.quick_variant() for spec in specs]
-    planned = jobs.plan(
+    planned = plan(
         specs,
         methods=[_taken_from_file(name) for name in _names("--methods", methods)],
-        seeds=jobs.parse_seeds(seeds) if seeds is not None else (),
-        overrides=[jobs.parse_override(text) for text in settings],
+        seeds=parse_seeds(seeds) if seeds is not None else (),
+        overrides=[parse_override(text) for text in settings],
         budget_scale=budget_scale,
         warn=lambda sentence: click.echo(sentence, err=True),
     )
@@ -376,16 +378,14 @@ def run(
         own = [spec for spec, name in zip(specs, suites, strict=False) if name.endswith(".toml")]
         if own:
             _build_tasks([task for spec in own for task in spec.tasks], data_root, allow_code)
-        table, sentence = terminal.plan_table(
-            planned, run_dir, jobs.device_class(device, precision), memory_limit_mb, fresh
-        )
+        table, sentence = terminal.plan_table(planned, run_dir, device_class(device, precision), memory_limit_mb, fresh)
         terminal.stdout().print(table)
         click.echo(sentence)
         return 0
     with terminal.progress(quiet) as observer:
-        from bayes_bench import runner
+        from bayes_bench.runs.run import run as run_jobs
 
-        result = runner.run(
+        result = run_jobs(
             planned,
             run_dir,
             suites=specs,
@@ -461,7 +461,7 @@ def report(runs: tuple[Path, ...], recompute: bool, out: Path | None, export: Pa
     from bayes_bench.merging import merge
 
     if recompute:
-        from bayes_bench.measure import recompute_metrics
+        from bayes_bench.jobs.renew import recompute_metrics
 
         click.echo(f"measured {sum(map(recompute_metrics, runs))} jobs anew", err=True)
     run = load_run(runs[0]) if len(runs) == 1 else merge(runs)
@@ -540,7 +540,8 @@ def tune(
 
     Exit code: 0, or 1 when every trial failed, 2 for a mistake in the input, 130 after Ctrl-C.
     """
-    from bayes_bench import jobs, tuning
+    from bayes_bench import tuning
+    from bayes_bench.cli_options import parse_override, parse_seeds
     from bayes_bench.tasks.suites import load_suite
 
     method, spec = _taken_from_file(method), load_suite(suite)
@@ -548,8 +549,8 @@ def tune(
         spec,
         method,
         task=task,
-        seeds=jobs.parse_seeds(seeds) if seeds is not None else tuning.SEEDS,
-        overrides=[jobs.parse_override(text) for text in settings],
+        seeds=parse_seeds(seeds) if seeds is not None else tuning.SEEDS,
+        overrides=[parse_override(text) for text in settings],
         budget_scale=budget_scale,
         quick=quick,
     )
@@ -880,9 +881,10 @@ def verify(run_dir: Path) -> int:
     from bayes_bench.results.folder import read_run
 
     read_run(run_dir)
-    from bayes_bench import terminal, verification
+    from bayes_bench import terminal
+    from bayes_bench.runs.verify import verify as verified
 
-    found = verification.verify(run_dir)
+    found = verified(run_dir)
     if found.differences:
         terminal.stdout().print(terminal.differences_table(found.differences))
     for sentence in found.versions:
@@ -926,10 +928,11 @@ def rerun(
     """
     import tempfile
 
-    from bayes_bench import repeat, terminal
+    from bayes_bench import terminal
     from bayes_bench.results.folder import SNAPSHOTS, check_run_dir
+    from bayes_bench.runs.rerun import read, repeat
 
-    recorded = repeat.read(record)
+    recorded = read(record)
     if out is not None:
         # Snapshots are those of a repetition that was interrupted: it goes on from them.
         if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {SNAPSHOTS}):
@@ -943,7 +946,7 @@ def rerun(
 
     click.echo(f"{recorded.job.name} again", err=True)
     with tempfile.TemporaryDirectory() as temporary:
-        found = repeat.repeat(
+        found = repeat(
             recorded,
             out or Path(temporary),
             threads=threads,
@@ -1010,9 +1013,10 @@ def predict(
     read_run(run_dir)
     if not file.exists():
         raise DataError(f"cannot read {file}: no such file or folder")
-    from bayes_bench import data, restore
+    from bayes_bench import data
+    from bayes_bench.jobs.fitted import load
 
-    fitted = restore.load(run_dir, _taken_from_file(method), task=task, seed=seed, allow_code=allow_code)
+    fitted = load(run_dir, _taken_from_file(method), task=task, seed=seed, allow_code=allow_code)
     x = data.read_inputs(file, fitted.input_shape, fitted.features, **_reading(fitted))
     text = _prediction_csv(fitted, fitted.predict(x))
     if out is None:

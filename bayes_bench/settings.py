@@ -22,6 +22,11 @@ LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, 1e100
 LONGEST_SHOWN = 200
 """Characters of a wrong value in a message."""
 
+COLLAPSE_THRESHOLD = 0.01
+"""Mean total variation between two networks on out-of-distribution data below which a draw is collapsed."""
+SNAPSHOT_SECONDS = 60.0
+"""Between two snapshots of a fit."""
+
 
 class Settings(BaseModel):
     """Frozen, and unknown keys are errors. The base of everything a user can write in a file."""
@@ -232,7 +237,3 @@ def _message(problem: Any) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"
-
-
-COLLAPSE_THRESHOLD = 0.01
-"""Mean total variation between two networks on out-of-distribution data below which a draw is collapsed."""

@@ -17,14 +17,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from bayes_bench.errors import printable
-from bayes_bench.jobs import Job, Observer, expected_seconds, find_finished
+from bayes_bench.jobs.job import Job, expected_seconds
+from bayes_bench.jobs.plan import find_finished
+from bayes_bench.runs.observer import Observer
 from bayes_bench.tuning import Result, Trial, plain
 
 if TYPE_CHECKING:
     from bayes_bench.changes import Comparison
     from bayes_bench.metrics.references import Reference
-    from bayes_bench.repeat import ArrayDifference, Repetition
-    from bayes_bench.verification import Difference
+    from bayes_bench.runs.rerun import ArrayDifference, Repetition
+    from bayes_bench.runs.verify import Difference
 
 PIPE_WIDTH = 160
 """Columns of tables that do not go to a terminal, where nothing is gained by folding them."""

@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from bayes_bench import jobs, metrics
+from bayes_bench import metrics
 from bayes_bench.errors import DataError, DivergenceError, UsageError, named, unknown_name
 from bayes_bench.host import machine
 from bayes_bench.host.files import spreadsheet_safe, write_text, writing
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
-from bayes_bench.jobs import Job, Override
+from bayes_bench.jobs.job import NOT_IN_KEY, Job
+from bayes_bench.jobs.plan import Override
+from bayes_bench.jobs.plan import plan as plan_jobs
 from bayes_bench.methods import registry
 from bayes_bench.results import schema
 from bayes_bench.results.folder import check_run_dir
@@ -98,7 +100,7 @@ class Search:
         first = self.jobs[0]
         parts = {
             "suite": self.suite,
-            "task": [self.task.name, self.task.model_dump(mode="json", exclude=jobs.NOT_IN_KEY)],
+            "task": [self.task.name, self.task.model_dump(mode="json", exclude=NOT_IN_KEY)],
             "method": [self.label, self.method, first.revision],
             "settings": first.config,
             "search space": {
@@ -230,7 +232,7 @@ def plan(
     own = {entry.label: entry.settings for entry in suite.methods}.get(method, {})
     overrides = tuple(overrides)
     alone = suite.model_copy(update={"tasks": (chosen,)})
-    planned = jobs.plan([alone], methods=[method], seeds=seeds, overrides=overrides, budget_scale=budget_scale)
+    planned = plan_jobs([alone], methods=[method], seeds=seeds, overrides=overrides, budget_scale=budget_scale)
     declared = search_space(registry.config_class(planned[0].method))
     fixed = own.keys() | {override.key for override in overrides}
     space = {name: space for name, space in declared.items() if name not in fixed}
@@ -280,7 +282,7 @@ def tune(
         PluginError: the method is broken.
     """
     check(out)
-    from bayes_bench import execution
+    from bayes_bench.jobs.execute import build_posterior, default_threads
     from bayes_bench.posterior.checks import resolve_device
     from bayes_bench.posterior.surroundings import limited_threads, settled, warm_up
     from bayes_bench.tasks.task import build_task
@@ -290,13 +292,13 @@ def tune(
     task = build_task(search.task, data_root, allow_code)
     if not task.fit_data.validation:
         raise UsageError(f"task {search.task.name!r} has no validation data, by which tuning could choose")
-    execution.build_posterior(search.jobs[0], task).check_fit(task.fit_data, search.jobs[0].budget)
+    build_posterior(search.jobs[0], task).check_fit(task.fit_data, search.jobs[0].budget)
     outside = task.likelihood.kind == "classification" and task.validation_ood
     rule = Rule("val_ood_auroc" if outside else "val_nll")
     with (
         locked(out),
         settled(place),
-        limited_threads(threads or execution.default_threads(task)),
+        limited_threads(threads or default_threads(task)),
         writing(out),
     ):
         identity = search.identity(task.checksum, place.type, memory_limit_mb)
@@ -348,9 +350,10 @@ def score(job: Job, task: Task, device: torch.device, memory_limit_mb: int = MEM
         DivergenceError: a score is not finite.
         Exception: whatever the method raises.
     """
-    from bayes_bench import execution
+    from bayes_bench.jobs.execute import fit_and_draw
+    from bayes_bench.jobs.predictions import predict, raw_targets
 
-    posterior, fit, weights = execution.fit_and_draw(job, task, device, memory_limit_mb=memory_limit_mb)
+    posterior, fit, weights = fit_and_draw(job, task, device, memory_limit_mb=memory_limit_mb)
     validation = task.fit_data.validation
     assert validation is not None
     sets = {"validation": validation.inputs()} | {
@@ -359,9 +362,9 @@ def score(job: Job, task: Task, device: torch.device, memory_limit_mb: int = MEM
     predictions = {
         f"{name}/{key}": values
         for name, x in sets.items()
-        for key, values in execution.predict(posterior, weights, x, task.standardiser).items()
+        for key, values in predict(posterior, weights, x, task.standardiser).items()
     }
-    y = predictions["validation/y"] = execution.raw_targets(validation.y, task.standardiser)
+    y = predictions["validation/y"] = raw_targets(validation.y, task.standardiser)
     wanted = [metric for metric in metrics.CATALOGUE if metric.group == "validation"]
     rows = metrics.compute(predictions, {"kind": task.likelihood.kind}, wanted)
     scores = {row["name"]: math.nan if row["value"] is None else row["value"] for row in rows}

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from runs import CURVE, DIGITS, register_fakes, suite
 
-from bayes_bench import clock as clocks
-from bayes_bench.clock import Clock
-from bayes_bench.jobs import plan
+from bayes_bench.jobs.plan import plan
+from bayes_bench.runs import clock as clocks
+from bayes_bench.runs.clock import Clock
 
 
 class Time:

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from runs import CURVE, register_fakes, suite
 
-from bayes_bench import runner
 from bayes_bench.cli import cli
 from bayes_bench.data import SOURCES
 from bayes_bench.data.spec import OODSpec
-from bayes_bench.jobs import plan
+from bayes_bench.jobs.plan import plan
 from bayes_bench.metrics import CATALOGUE
 from bayes_bench.results.folder import read_records
+from bayes_bench.runs.run import run
 from bayes_bench.settings import Settings
 from bayes_bench.tasks.spec import (
     AugmentationSpec,
@@ -259,7 +259,7 @@ def test_every_check_is_documented() -> None:
 
 def test_every_field_of_a_record_is_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_fakes(monkeypatch)
-    runner.run(plan([suite(CURVE, methods=["pair"], seeds=[0])]), tmp_path / "run", device="cpu", threads=1)
+    run(plan([suite(CURVE, methods=["pair"], seeds=[0])]), tmp_path / "run", device="cpu", threads=1)
     ((folder, record),) = read_records(tmp_path / "run")[0]
     known = code_words("runs.md")
     assert set(record) <= known

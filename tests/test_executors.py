@@ -22,12 +22,15 @@ from rogue import rogue_plugin
 from runs import CURVE, suite
 from worker_runs import Seen, alive, go, log_of, number_in, rogue_entry, until, without_measurements
 
-from bayes_bench import execution, report, runner
+from bayes_bench import report
 from bayes_bench.errors import UsageError
-from bayes_bench.executors import Workers, processes
-from bayes_bench.jobs import Job, plan
+from bayes_bench.jobs.job import Conditions, Job, Keyed
+from bayes_bench.jobs.plan import plan
 from bayes_bench.results.folder import read_records
 from bayes_bench.results.lock import locked
+from bayes_bench.runs.executors import processes
+from bayes_bench.runs.executors.base import Workers
+from bayes_bench.runs.run import _check_threads, build_tasks, machine, run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
@@ -56,7 +59,7 @@ def real_jobs() -> tuple[Job, ...]:
 @pytest.fixture(scope="module")
 def serial(real_jobs: tuple[Job, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run_dir = tmp_path_factory.mktemp("serial") / "run"
-    runner.run(real_jobs, run_dir, device="cpu", threads=1)
+    run(real_jobs, run_dir, device="cpu", threads=1)
     return without_measurements(run_dir)
 
 
@@ -66,7 +69,7 @@ def serial(real_jobs: tuple[Job, ...], tmp_path_factory: pytest.TempPathFactory)
 def test_results_do_not_depend_on_the_number_of_workers(
     number: int, real_jobs: tuple[Job, ...], serial: dict[str, Any], tmp_path: Path
 ) -> None:
-    result = runner.run(real_jobs, tmp_path / "run", device="cpu", threads=1, workers=Workers(jobs=number))
+    result = run(real_jobs, tmp_path / "run", device="cpu", threads=1, workers=Workers(jobs=number))
     assert (result.finished, result.exit_code) == (4, 0)
     assert without_measurements(tmp_path / "run") == serial
 
@@ -151,7 +154,7 @@ def test_data_that_changed_under_a_run_are_noticed(monkeypatch: pytest.MonkeyPat
     worker = type("Worker", (), {"tasks": {}})()
     monkeypatch.setattr(processes, "_worker", worker, raising=False)
     order = processes.Order(job, "key", "variant", "another checksum", tmp_path / "job")
-    reply = processes._run(order, execution.Conditions("cpu"), stop=None)  # type: ignore[arg-type]
+    reply = processes._run(order, Conditions("cpu"), stop=None)  # type: ignore[arg-type]
     assert reply.kind == "failed"
     assert reply.error == "DataError: the data of task 'curve' have changed since the run began; run it again"
     assert not (tmp_path / "job").exists()
@@ -271,12 +274,12 @@ def test_options_that_cannot_be(arguments: dict[str, Any], sentence: str) -> Non
 
 
 def test_more_threads_than_cores_are_said(rogue: Callable[..., Any], tmp_path: Path) -> None:
-    cores = runner.machine.physical_cores()
+    cores = machine.physical_cores()
     jobs = plan([suite(methods=[rogue("a"), rogue("b")], seeds=[0])])
     seen = Seen()
-    tasks = runner.build_tasks(jobs)
-    keyed = [execution.Keyed(job, task, "", "", tmp_path) for job in jobs for task in tasks.values()]
-    runner._check_threads(keyed, cores, Workers(jobs=2), seen)
-    runner._check_threads(keyed, 1, Workers(), seen)
+    tasks = build_tasks(jobs)
+    keyed = [Keyed(job, task, "", "", tmp_path) for job in jobs for task in tasks.values()]
+    _check_threads(keyed, cores, Workers(jobs=2), seen)
+    _check_threads(keyed, 1, Workers(), seen)
     (message,) = seen.messages
     assert f"2 jobs at once with {cores} threads each get in each other's way" in message

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from bayes_bench import DataError
 from bayes_bench.cli import cli
 from bayes_bench.methods import registry
-from bayes_bench.repeat import read, repeat
+from bayes_bench.runs.rerun import read, repeat
 from bayes_bench.tasks.suites import load_suite
 from bayes_bench.tasks.task import build_task
 

@@ -26,10 +26,11 @@ from hypothesis import strategies as st
 from synthetic import METHODS, make_job, write_job, write_plan
 
 from bayes_bench import analysis, metrics, report
+from bayes_bench.cli_options import parse_override, parse_seeds
 from bayes_bench.errors import BayesBenchError, DataError
 from bayes_bench.host.files import file_facts
-from bayes_bench.jobs import Override, parse_override, parse_seeds, plan
-from bayes_bench.measure import recompute_metrics
+from bayes_bench.jobs.plan import Override, plan
+from bayes_bench.jobs.renew import recompute_metrics
 from bayes_bench.methods import registry
 from bayes_bench.results.folder import PREDICTIONS, RECORD, RUN, job_state, load_predictions, read_run, write_record
 from bayes_bench.results.schema import FORMAT, read_record, write_checked

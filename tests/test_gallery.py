@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bayes_bench.errors import DataError
-from bayes_bench.gallery import IMAGES, gallery
+from bayes_bench.jobs.gallery import IMAGES, gallery
 from bayes_bench.metrics.base import summarise
 from bayes_bench.results.schema import LARGEST_IMAGE, check_predictions
 from bayes_bench.tasks.task import Standardiser

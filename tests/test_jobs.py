@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from runs import CURVE, DIGITS, register_fakes, suite
 
+from bayes_bench.cli_options import parse_override, parse_seeds
 from bayes_bench.errors import PluginError, UsageError
 from bayes_bench.host import plugins
-from bayes_bench.jobs import Job, Override, parse_override, parse_seeds, plan
+from bayes_bench.jobs.job import Job
+from bayes_bench.jobs.plan import Override, plan
 from bayes_bench.tasks.spec import SuiteSpec
 
 

@@ -17,7 +17,7 @@ from bayes_bench import (
     UsageError,
 )
 from bayes_bench.errors import StorageError
-from bayes_bench.execution import gram_matrices
+from bayes_bench.jobs.predictions import gram_matrices
 from bayes_bench.metrics import mutual_information, norm_spread
 from bayes_bench.posterior.checks import resolve_device
 from bayes_bench.testing import classification, regression

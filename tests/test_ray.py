@@ -19,17 +19,21 @@ from rogue import rogue_plugin
 from runs import CURVE, suite
 from worker_runs import Seen, alive, go, log_of, number_in, rogue_entry, until, without_measurements
 
-from bayes_bench import execution, executors, report
+from bayes_bench import report
 from bayes_bench.errors import UsageError
-from bayes_bench.executors import Workers
-from bayes_bench.executors.worker import DriversWish
 from bayes_bench.host.files import write_bytes
-from bayes_bench.jobs import plan
+from bayes_bench.jobs import execute as execution
+from bayes_bench.jobs import provenance
+from bayes_bench.jobs.job import Conditions
+from bayes_bench.jobs.plan import plan
 from bayes_bench.results.folder import RECORD, SNAPSHOTS, job_state, write_files, write_job
+from bayes_bench.runs import executors
+from bayes_bench.runs.executors.base import Workers
+from bayes_bench.runs.executors.worker import DriversWish
 from bayes_bench.tasks.task import build_task
 
 ray = pytest.importorskip("ray")
-from bayes_bench.executors import ray_cluster  # noqa: E402
+from bayes_bench.runs.executors import ray_cluster  # noqa: E402
 
 SMALL = {"object_store_memory": 80 * 2**20}
 
@@ -158,9 +162,9 @@ def parcel(tmp_path: Path, **changes: Any) -> tuple[ray_cluster.Parcel, bytes]:
     task = CURVE | changes
     (job,) = plan([suite(task, methods=["map"], seeds=[0])])
     modules = tuple(tmp_path.glob("*.py"))
-    conditions = execution.Conditions("cpu", allow_code=modules)
+    conditions = Conditions("cpu", allow_code=modules)
     made = ray_cluster.Parcel(
-        "attempt", job, "ab" * 32, "v" * 64, conditions, execution.code_of(job, modules),
+        "attempt", job, "ab" * 32, "v" * 64, conditions, provenance.code_of(job, modules),
         ray_cluster._module_of_network(job, modules), tuple(path.read_bytes() for path in modules),
         {"snapshots/part-1.snapshot": b"kept"}, Workers("ray"),
     )  # fmt: skip

@@ -10,14 +10,17 @@ import pytest
 from runs import CURVE, register_fakes, suite
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
-from bayes_bench import analysis, execution, report, runner
-from bayes_bench import measure as renew
+from bayes_bench import analysis, report
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import shipped
-from bayes_bench.jobs import Observer, plan
+from bayes_bench.jobs import renew
+from bayes_bench.jobs.plan import plan
+from bayes_bench.jobs.provenance import task_fields
 from bayes_bench.metrics import measure, references
 from bayes_bench.results.folder import load_predictions, read_records, save_predictions
 from bayes_bench.results.schema import canonical_hash
+from bayes_bench.runs import run as runner
+from bayes_bench.runs.observer import Observer
 from bayes_bench.tasks.spec import SuiteSpec, TaskSpec
 from bayes_bench.tasks.suites import load_suite
 from bayes_bench.tasks.task import build_task
@@ -265,9 +268,7 @@ def test_a_new_reference_measures_finished_jobs_without_training(
     run(out)
     assert all(rows_of(record) == {} for record in analysis.load_records(out))
     made = references.make(out, "tiny", None, Path(file))
-    assert made.about["posterior"] == references.posterior_of(
-        execution.task_fields(build_task(TaskSpec.model_validate(CURVE)))
-    )
+    assert made.about["posterior"] == references.posterior_of(task_fields(build_task(TaskSpec.model_validate(CURVE))))
     again = run(out, reference=file)
     assert (again.finished, again.skipped) == (0, 2)
     pair, tiny = analysis.load_records(out)

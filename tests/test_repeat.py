@@ -10,11 +10,13 @@ import pytest
 import torch
 from runs import CURVE, DIGITS, register_fakes, suite
 
-from bayes_bench import repeat, report, runner
+from bayes_bench import report
 from bayes_bench.errors import BayesBenchError, DataError, UsageError
-from bayes_bench.jobs import Override, plan
+from bayes_bench.jobs.plan import Override, plan
 from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, load_predictions
 from bayes_bench.results.schema import read_record, write_checked
+from bayes_bench.runs import rerun
+from bayes_bench.runs.run import run
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +28,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_one(folder: Path, task: dict[str, Any] = CURVE, method: str = "tiny", trouble: str = "") -> Path:
     overrides = [Override(method, "trouble", trouble)] if trouble else []
     jobs = plan([suite(task, methods=[method], seeds=[3])], overrides=overrides)
-    runner.run(jobs, folder / "run", device="cpu", threads=1, memory_limit_mb=7)
+    run(jobs, folder / "run", device="cpu", threads=1, memory_limit_mb=7)
     (job,) = (folder / "run/jobs").glob("*/*/*")
     return job
 
@@ -36,9 +38,9 @@ def job(tmp_path: Path) -> Path:
     return run_one(tmp_path)
 
 
-def again(job: Path, out: Path, **options: Any) -> tuple[repeat.Repetition, list[Any]]:
+def again(job: Path, out: Path, **options: Any) -> tuple[rerun.Repetition, list[Any]]:
     told: list[Any] = []
-    return repeat.repeat(repeat.read(job), out, tell=told.extend, **options), told
+    return rerun.repeat(rerun.read(job), out, tell=told.extend, **options), told
 
 
 def change(job: Path, **changes: Any) -> None:
@@ -60,7 +62,7 @@ def test_a_job_again_is_the_same_bit_for_bit(tmp_path: Path, task: dict[str, Any
 
 
 def test_the_record_itself_names_the_job_as_well(job: Path) -> None:
-    assert repeat.read(job / RECORD) == repeat.read(job)
+    assert rerun.read(job / RECORD) == rerun.read(job)
 
 
 def test_other_results_are_told_array_by_array(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +178,7 @@ def test_a_gpu_that_is_not_there_is_said(job: Path, tmp_path: Path, monkeypatch:
 def test_a_hostile_record_is_refused_with_a_sentence(job: Path, changes: dict[str, Any], sentence: str) -> None:
     change(job, **changes)
     with pytest.raises(BayesBenchError) as refused:
-        repeat.read(job)
+        rerun.read(job)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2

@@ -13,14 +13,21 @@ from fake_methods import Tiny
 from runs import CURVE, DIGITS, register_fakes, suite
 from torch import nn
 
-from bayes_bench import Categorical, Gaussian, execution, report, restore, runner
+from bayes_bench import Categorical, Gaussian, report
 from bayes_bench.errors import DataError, UnsupportedNetworkError, UsageError
-from bayes_bench.jobs import Job, Observer, Override, find_finished, plan
-from bayes_bench.measure import recompute_metrics
+from bayes_bench.jobs import execute as execution
+from bayes_bench.jobs import predictions
+from bayes_bench.jobs.fitted import load
+from bayes_bench.jobs.job import Conditions, Job
+from bayes_bench.jobs.plan import Override, find_finished, plan
+from bayes_bench.jobs.provenance import derived_seed
+from bayes_bench.jobs.renew import recompute_metrics
 from bayes_bench.networks import layer_names
 from bayes_bench.posterior import surroundings
 from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
 from bayes_bench.results.lock import locked
+from bayes_bench.runs import run as runner
+from bayes_bench.runs.observer import Observer
 from bayes_bench.tasks.task import build_task
 
 WRITE_REPORT = report.write
@@ -128,8 +135,8 @@ def test_predictions_are_those_of_the_sampled_networks(tmp_path: Path) -> None:
     weights = posterior.sample(5, seed=0)
     direct = torch.log_softmax(posterior.outputs(task.test.x, weights), -1).numpy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "OUTPUT_BYTES", 4 * 5 * 10 * 64)  # 64 examples at a time
-        chunked = execution.predict(posterior, weights, task.test.x, task.standardiser)["log_probs"]
+        patch.setattr(predictions, "OUTPUT_BYTES", 4 * 5 * 10 * 64)  # 64 examples at a time
+        chunked = predictions.predict(posterior, weights, task.test.x, task.standardiser)["log_probs"]
     np.testing.assert_allclose(chunked, direct, rtol=2e-3, atol=1e-6)
 
 
@@ -142,12 +149,12 @@ def test_impossible_classes_stay_finite() -> None:
     posterior = Tiny(network, Sure(2))
     posterior.load_state_dict(dict(network.named_parameters()))
     units = build_task(suite(DIGITS).tasks[0]).standardiser
-    stored = execution.predict(posterior, posterior.sample(2, seed=0), torch.zeros(3, 1), units)["log_probs"]
+    stored = predictions.predict(posterior, posterior.sample(2, seed=0), torch.zeros(3, 1), units)["log_probs"]
     assert np.isfinite(stored).all()
 
 
 def test_gram_matrices_equal_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "GRAM_BYTES", 8 * 6 * 4)  # 4 columns at a time
+    monkeypatch.setattr(predictions, "GRAM_BYTES", 8 * 6 * 4)  # 4 columns at a time
     network = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
     network[2].weight.requires_grad_(False)
     likelihood = Gaussian("learned", 2)
@@ -155,7 +162,7 @@ def test_gram_matrices_equal_the_definition(monkeypatch: pytest.MonkeyPatch) -> 
     posterior.load_state_dict({name: torch.ones_like(w) for name, w in posterior.initial.items()})
     weights = posterior.sample(6, seed=0)
     assert "likelihood.log_noise_std" in weights
-    grams, sizes = execution.gram_matrices(posterior.network, weights)
+    grams, sizes = predictions.gram_matrices(posterior.network, weights)
     assert sizes == {"linear1": 15, "linear2": 10}
 
     def gram(*names: str) -> np.ndarray:
@@ -371,7 +378,7 @@ def test_settings_that_a_method_changes_do_not_reach_other_jobs(
 
 
 def test_progress_of_a_job_whose_start_was_not_told(tmp_path: Path) -> None:
-    conditions, seen = execution.Conditions("cpu"), Seen()
+    conditions, seen = Conditions("cpu"), Seen()
     (item,) = runner._keyed(plan([suite(methods=["tiny"], seeds=[0])]), tmp_path, conditions)
     books = runner._Books([item], conditions, seen, fresh=False)
     books.progress(item, 0.5, {"loss": 1.0})
@@ -445,14 +452,14 @@ def test_metrics_are_measured_anew_without_training(tmp_path: Path) -> None:
 def test_a_restored_job_predicts_as_it_did(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     go(plan([suite(CURVE, DIGITS)]), run_dir)
-    fitted = restore.load(run_dir, "tiny", task="curve", seed=1)
+    fitted = load(run_dir, "tiny", task="curve", seed=1)
     arrays = load_predictions(next((run_dir / "jobs/curve/tiny").glob("seed-1-*")))
     predicted = fitted.predict(arrays["curve/x"][:, None])
     np.testing.assert_allclose(predicted.mean, arrays["curve/mean"].astype(np.float64).mean(0), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(predicted.aleatoric_variance, 9.0, rtol=1e-5)
     epistemic = arrays["curve/mean"].astype(np.float64).var(0)
     np.testing.assert_allclose(predicted.epistemic_variance, epistemic, rtol=1e-3)
-    digits = restore.load(run_dir, "pair", task="digits")
+    digits = load(run_dir, "pair", task="digits")
     assert digits.record["seed"] == 0
     assert digits.predict(np.zeros((3, 1, 8, 8), np.float32)).networks == 2
     with pytest.raises(DataError, match="inputs have shape"):
@@ -469,24 +476,24 @@ def test_what_cannot_be_restored_is_said(tmp_path: Path) -> None:
         ({"label": "tiny", "task": "curve", "seed": 9}, "unknown finished seed '9'"),
     ):
         with pytest.raises(UsageError, match=sentence):
-            restore.load(run_dir, **arguments)
+            load(run_dir, **arguments)
     path = next((run_dir / "jobs/curve/tiny").glob("seed-0-*/posterior.safetensors"))
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(DataError, match="damaged"):
-        restore.load(run_dir, "tiny", task="curve")
+        load(run_dir, "tiny", task="curve")
 
 
 def test_of_several_variants_the_latest_plan_counts(tmp_path: Path) -> None:
     spec = suite(methods=["tiny"], seeds=[0])
     for scale in (0.5, 0.1, 0.5):  # the last invocation finds its job finished
         go(plan([spec], overrides=[Override("tiny", "scale", scale)]), tmp_path / "run")
-    assert restore.load(tmp_path / "run", "tiny").record["config"]["scale"] == 0.5
+    assert load(tmp_path / "run", "tiny").record["config"]["scale"] == 0.5
 
 
 def test_derived_seeds_differ() -> None:
-    seeds = {execution.derived_seed(seed, purpose) for seed in range(50) for purpose in ("network", "fit", "sample")}
+    seeds = {derived_seed(seed, purpose) for seed in range(50) for purpose in ("network", "fit", "sample")}
     assert len(seeds) == 150
-    assert execution.derived_seed(0, "sample") == execution.derived_seed(0, "sample")
+    assert derived_seed(0, "sample") == derived_seed(0, "sample")
     assert json.loads(json.dumps(max(seeds))) < 2**53  # exact in every reader of JSON
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bayes_bench.errors import UsageError
-from bayes_bench.jobs import expected_seconds, plan
+from bayes_bench.jobs.job import expected_seconds
+from bayes_bench.jobs.plan import plan
 from bayes_bench.tasks.spec import CategoricalSpec, GaussianSpec, QuickSpec
 from bayes_bench.tasks.suites import load_suite, shipped_suites
 from bayes_bench.tasks.task import build_task

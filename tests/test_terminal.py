@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from runs import CURVE, register_fakes, suite
 
-from bayes_bench.jobs import plan
+from bayes_bench.jobs.plan import plan
 from bayes_bench.terminal import LiveProgress, PlainProgress, stdout, table
 
 RECORD: dict[str, Any] = {"status": "failed", "error": "too bad"}

@@ -14,10 +14,12 @@ import torch
 from fake_methods import Tiny, TinyConfig
 from runs import CURVE, DIGITS, point, register_fakes, suite
 
-from bayes_bench import MethodConfig, Range, cli, execution, metrics, setting, tuning
+from bayes_bench import MethodConfig, Range, cli, metrics, setting, tuning
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import plugins
-from bayes_bench.jobs import Override, plan
+from bayes_bench.jobs.execute import fit_and_draw
+from bayes_bench.jobs.plan import Override, plan
+from bayes_bench.jobs.predictions import predict_task
 from bayes_bench.methods import registry
 from bayes_bench.settings import search_space
 from bayes_bench.tasks import task as tasks
@@ -224,8 +226,8 @@ def test_scores_are_those_of_a_run(tmp_path: Path) -> None:
     wanted = [metric for metric in metrics.CATALOGUE if metric.group == "validation"]
     found: dict[str, list[float]] = {}
     for job in plan([suite(CLASSES)], methods=["tunable"], seeds=[100, 101]):
-        posterior, _, weights = execution.fit_and_draw(job, task, torch.device("cpu"))
-        for row in metrics.compute(execution.predict_task(posterior, weights, task), record, wanted):
+        posterior, _, weights = fit_and_draw(job, task, torch.device("cpu"))
+        for row in metrics.compute(predict_task(posterior, weights, task), record, wanted):
             found.setdefault(row["name"], []).append(row["value"])
     assert found.keys() == {"val_nll", "val_ood_auroc/letters-val"}
     for name, values in found.items():
@@ -243,7 +245,7 @@ def test_the_error_of_a_regression_is_that_of_the_mean_over_networks(tmp_path: P
     task = tasks.build_task(what.task)
     cpu = torch.device("cpu")
     found = tuning.score(what.jobs[0], task, cpu)["val_rmse"]
-    posterior, _, weights = execution.fit_and_draw(what.jobs[0], task, cpu)
+    posterior, _, weights = fit_and_draw(what.jobs[0], task, cpu)
     assert task.fit_data.validation is not None
     x, y = task.fit_data.validation.x, task.fit_data.validation.y
     error = float((posterior.outputs(x, weights).double().mean(0) - y).square().mean().sqrt()) * task.standardiser.y_std

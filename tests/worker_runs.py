@@ -11,10 +11,12 @@ from typing import Any
 
 from runs import CURVE, suite
 
-from bayes_bench import runner
-from bayes_bench.executors import Workers
-from bayes_bench.jobs import Job, Observer, plan
+from bayes_bench.jobs.job import Job
+from bayes_bench.jobs.plan import plan
 from bayes_bench.results.folder import read_records
+from bayes_bench.runs.executors.base import Workers
+from bayes_bench.runs.observer import Observer
+from bayes_bench.runs.run import RunResult, run
 
 MEASURED = {"started", "finished", "fit", "cost", "metrics", "files", "checksum"}
 """Parts of a record with times, memory and hashes of them."""
@@ -53,11 +55,11 @@ def go(
     snapshot_every: float = 60,
     seen: Seen | None = None,
     **workers: Any,
-) -> tuple[runner.RunResult, dict[str, dict[str, Any]], Seen]:
+) -> tuple[RunResult, dict[str, dict[str, Any]], Seen]:
     """A run of a tiny regression with one seed: how it ended, records by label, and what was said."""
     seen = seen or Seen()
     jobs = plan([suite(CURVE | {"budget": budget}, methods=methods, seeds=[0])])
-    result = runner.run(
+    result = run(
         jobs, run_dir, device="cpu", threads=1, observer=seen, workers=Workers(**workers), snapshot_every=snapshot_every
     )
     records, problems = read_records(run_dir)

@@ -20,7 +20,7 @@ def code_of_method(cls: type) -> list[Path]:
     """
     module = cls.__module__.split(".")
     file = _file(cls)
-    roots = {OURS: PACKAGE / "methods"}
+    roots: dict[tuple[str, ...], Path] = {OURS: PACKAGE / "methods"}
     if (file.parent / "__init__.py").exists() and tuple(module[:2]) != OURS:
         depth = len(module) - (file.name != "__init__.py")  # folders from the package to the file
         roots[(module[0],)] = [file, *file.parents][depth]

@@ -25,13 +25,12 @@ from torch import Tensor
 from bayes_bench.errors import DataError
 from bayes_bench.host.files import replacing
 from bayes_bench.host.stopping import Stop
+from bayes_bench.settings import SNAPSHOT_SECONDS
 
 FORMAT = 1
 METADATA = "bayes_bench"
 SUFFIX = ".snapshot"
 DIGITS = 64
-EVERY = 60.0
-"""Seconds between two snapshots."""
 PAUSE = 50
 """A snapshot is followed by a pause of at least so many times its own duration: they take at most 2 % of a fit."""
 WORTHWHILE = 5.0
@@ -56,7 +55,7 @@ class Snapshots:
         folder: Path,
         identity: Mapping[str, Any],
         *,
-        every: float = EVERY,
+        every: float = SNAPSHOT_SECONDS,
         stop: Stop | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ):

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from bayes_bench.errors import DataError
-from bayes_bench.jobs import plan
+from bayes_bench.jobs.plan import plan
 from bayes_bench.posterior.snapshots import Snapshots
 from bayes_bench.results.folder import JOB_FILES, RECORD, RUN, job_state, read_records, read_run
-from bayes_bench.runner import run
+from bayes_bench.runs.run import run
 from bayes_bench.tasks.suites import load_suite
 
 SAMPLED = 200

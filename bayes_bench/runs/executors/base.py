@@ -1,25 +1,21 @@
-"""Where the jobs of a run are computed: in this process, in worker processes, or on a Ray cluster. Imports no torch.
-
-An executor takes jobs while it has room and tells what became of them. What is tried again, counted, recorded and said
-is the runner's business, the same for all of them.
-"""
+"""What an executor is: takes jobs while it has room and tells what became of them. Imports no torch."""
 
 from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from bayes_bench.errors import UsageError
 from bayes_bench.host.stopping import Stop
+from bayes_bench.runs.observer import Watch
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from bayes_bench.execution import Conditions, Keyed
+    from bayes_bench.jobs.job import Conditions, Keyed
 
 NO_RAY = "--executor ray needs Ray: pip install 'bayes-bench[cluster]'"
 
@@ -84,19 +80,6 @@ class Workers:
         return reserved
 
 
-class Watch(Protocol):
-    """Whoever is told how jobs get on."""
-
-    def started(self, item: Keyed) -> None:
-        """The job itself begins now, not its worker."""
-
-    def progress(self, item: Keyed, fraction: float, values: Mapping[str, float]) -> None:
-        """``fraction`` of the job's budget is spent; a few times a second."""
-
-    def message(self, item: Keyed, sentence: str) -> None:
-        """Something the user should know of the job."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What became of a job.
@@ -159,22 +142,3 @@ class Executor(ABC):
             self.close()
         finally:
             self._open.close()
-
-
-def choose(workers: Workers, conditions: Conditions, watch: Watch, stop: Stop) -> Executor:
-    """The executor that ``workers`` asks for.
-
-    Raises:
-        UsageError: there is no such cluster.
-    """
-    if workers.executor == "ray":
-        from bayes_bench.executors.ray_cluster import RayCluster
-
-        return RayCluster(workers, conditions, watch, stop)
-    if workers.jobs is None and workers.timeout is None:
-        from bayes_bench.executors.here import Here
-
-        return Here(conditions, watch, stop)
-    from bayes_bench.executors.processes import Processes
-
-    return Processes(workers.jobs or 1, workers.timeout, conditions, watch, stop)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from bayes_bench.execution import Conditions, Keyed, execute
-from bayes_bench.executors import Executor, Outcome, Watch
-from bayes_bench.executors.worker import Reporter
 from bayes_bench.host.stopping import Stop
+from bayes_bench.jobs.execute import execute
+from bayes_bench.jobs.job import Conditions, Keyed
+from bayes_bench.runs.executors.base import Executor, Outcome
+from bayes_bench.runs.executors.worker import Reporter
+from bayes_bench.runs.observer import Watch
 
 
 class Here(Executor):

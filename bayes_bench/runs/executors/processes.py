@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bayes_bench.errors import BayesBenchError, DataError, named
-from bayes_bench.executors import Executor, Outcome, Watch
-from bayes_bench.executors.worker import DriversWish, Reporter
 from bayes_bench.host.stopping import Stop
-from bayes_bench.jobs import Job
+from bayes_bench.jobs.job import Job
+from bayes_bench.runs.executors.base import Executor, Outcome
+from bayes_bench.runs.executors.worker import DriversWish, Reporter
+from bayes_bench.runs.observer import Watch
 
 if TYPE_CHECKING:
-    from bayes_bench.execution import Conditions, Keyed
+    from bayes_bench.jobs.job import Conditions, Keyed
     from bayes_bench.tasks.task import Task
 
 POLL_SECONDS = 0.5
@@ -304,7 +305,8 @@ def run_order(order: Order, conditions: Conditions) -> Reply:
 
 
 def _run(order: Order, conditions: Conditions, stop: Stop) -> Reply:
-    from bayes_bench.execution import Keyed, execute
+    from bayes_bench.jobs.execute import execute
+    from bayes_bench.jobs.job import Keyed
     from bayes_bench.methods import registry
     from bayes_bench.posterior.surroundings import warm_up
     from bayes_bench.tasks.task import build_task

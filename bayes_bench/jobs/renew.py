@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bayes_bench.jobs import NOT_IN_KEY
+from bayes_bench.jobs.job import NOT_IN_KEY
 from bayes_bench.metrics.measure import measure
 from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
 from bayes_bench.results.lock import locked

@@ -32,18 +32,19 @@ import ray
 from ray import exceptions as trouble
 
 from bayes_bench.errors import UsageError, named
-from bayes_bench.executors import Executor, Outcome, Watch, Workers
-from bayes_bench.executors.worker import DriversWish, Reporter
 from bayes_bench.host.files import write_bytes
 from bayes_bench.host.stopping import Stop
-from bayes_bench.jobs import Job
+from bayes_bench.jobs.job import Job
 from bayes_bench.results.folder import RECORD, SNAPSHOTS, write_files
+from bayes_bench.runs.executors.base import Executor, Outcome, Workers
+from bayes_bench.runs.executors.worker import DriversWish, Reporter
+from bayes_bench.runs.observer import Watch
 from bayes_bench.tasks.spec import CustomNetworkSpec
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from bayes_bench.execution import Conditions, Keyed
+    from bayes_bench.jobs.job import Conditions, Keyed
     from bayes_bench.tasks.task import Task
 
 POLL_SECONDS = 0.5
@@ -175,7 +176,7 @@ class RayCluster(Executor):
         return len(self._sent) < self.slots
 
     def submit(self, item: Keyed) -> None:
-        from bayes_bench.execution import code_of
+        from bayes_bench.jobs.provenance import code_of
 
         if id(item.task) not in self._tasks:
             self._tasks[id(item.task)] = ray.put(pickle.dumps(item.task))
@@ -468,7 +469,9 @@ def run_parcel(parcel: Parcel, task: bytes, mailbox: Any) -> Delivery:
 
 
 def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> None:
-    from bayes_bench import execution
+    from bayes_bench.jobs.execute import default_threads, execute
+    from bayes_bench.jobs.job import Keyed
+    from bayes_bench.jobs.provenance import code_of
     from bayes_bench.posterior.surroundings import warm_up
     from bayes_bench.tasks.network import build_network
 
@@ -478,7 +481,7 @@ def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> 
     for number, (path, content) in enumerate(zip(parcel.conditions.allow_code, parcel.modules, strict=True)):
         modules.append(code / str(number) / path.name)
         write_bytes(modules[-1], content)
-    if execution.code_of(parcel.job, modules) != parcel.code:
+    if code_of(parcel.job, modules) != parcel.code:
         raise UsageError(
             f"{socket.gethostname()} has other code of bayes-bench or of the method than the machine on which the run "
             "was started; install the same versions on all"
@@ -492,8 +495,8 @@ def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> 
     here = {"reference": None}
     task = replace(task, spec=task.spec.model_copy(update=here))
     job = parcel.job.model_copy(update={"task": parcel.job.task.model_copy(update=here)})
-    item = execution.Keyed(job, task, parcel.key, parcel.variant, folder)
-    threads = parcel.conditions.threads or min(execution.default_threads(task), parcel.cpus)
+    item = Keyed(job, task, parcel.key, parcel.variant, folder)
+    threads = parcel.conditions.threads or min(default_threads(task), parcel.cpus)
     conditions = replace(
         parcel.conditions, threads=threads, allow_code=tuple(modules), parallel_jobs=_neighbours(parcel.workers)
     )
@@ -501,7 +504,7 @@ def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> 
     with wish.heard() as stop, Courier(mailbox, parcel.attempt, folder, wish) as courier:
         warm_up()
         courier.say("started", ray.get_runtime_context().get_node_id())
-        execution.execute(item, conditions, Reporter(courier.progress, partial(courier.say, "message")), stop)
+        execute(item, conditions, Reporter(courier.progress, partial(courier.say, "message")), stop)
 
 
 def _neighbours(workers: Workers) -> int:

@@ -10,32 +10,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from bayes_bench import executors
-from bayes_bench.clock import Clock
 from bayes_bench.errors import BayesBenchError, DataError, MemoryLimitError, UsageError
-from bayes_bench.execution import (
-    Conditions,
-    Keyed,
-    build_posterior,
-    check_memory,
-    code_of,
-    default_threads,
-    machine_facts,
-    task_fields,
-    write_failure,
-)
-from bayes_bench.executors import Executor, Outcome, Workers
 from bayes_bench.host import machine
 from bayes_bench.host.shipped import REFERENCE_SUFFIX
 from bayes_bench.host.stopping import Stop, on_signals
-from bayes_bench.jobs import Job, Observer
-from bayes_bench.measure import renewed
+from bayes_bench.jobs.execute import build_posterior, check_memory, default_threads, write_failure
+from bayes_bench.jobs.job import Conditions, Job, Keyed
+from bayes_bench.jobs.provenance import code_of, machine_facts, task_fields
+from bayes_bench.jobs.renew import renewed
 from bayes_bench.methods import registry
 from bayes_bench.metrics import references
-from bayes_bench.posterior.snapshots import EVERY
 from bayes_bench.results.folder import RUN, check_run_dir, clear_snapshots, job_folder, job_state
 from bayes_bench.results.lock import check_not_in_use, locked
 from bayes_bench.results.schema import FORMAT, write_checked
+from bayes_bench.runs import executors
+from bayes_bench.runs.clock import Clock
+from bayes_bench.runs.executors.base import Executor, Outcome, Workers
+from bayes_bench.runs.observer import Observer
+from bayes_bench.settings import SNAPSHOT_SECONDS
 from bayes_bench.tasks.spec import SuiteSpec
 from bayes_bench.tasks.task import Task, build_task
 
@@ -83,7 +75,7 @@ def run(
     command: Sequence[str] = (),
     observer: Observer | None = None,
     workers: Workers | None = None,
-    snapshot_every: float = EVERY,
+    snapshot_every: float = SNAPSHOT_SECONDS,
 ) -> RunResult:
     """Run jobs into a run folder, and render its report.
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bayes_bench.jobs import Job, expected_seconds
+from bayes_bench.jobs.job import Job, expected_seconds
 
 TRUSTED_FROM = 0.02
 """Share of a job from which its own pace says something."""

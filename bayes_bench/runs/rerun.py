@@ -16,13 +16,13 @@ from pydantic import BaseModel, Field, ValidationError
 
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import machine
-from bayes_bench.jobs import Job
+from bayes_bench.jobs.job import Job
 from bayes_bench.methods import registry
 from bayes_bench.metrics.cost import MEASURED
 from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, check_file
 from bayes_bench.results.schema import read_record
+from bayes_bench.runs.verify import Difference, compare_metrics
 from bayes_bench.settings import explain
-from bayes_bench.verification import Difference, compare_metrics
 
 
 class Surroundings(BaseModel):
@@ -136,7 +136,9 @@ def repeat(
         DataError: data are missing or damaged, or the record's own files are.
         PluginError: the method is broken.
     """
-    from bayes_bench import execution
+    from bayes_bench.jobs.execute import execute
+    from bayes_bench.jobs.job import Conditions, Keyed
+    from bayes_bench.jobs.provenance import code_of, machine_facts, task_fields
     from bayes_bench.posterior.checks import resolve_device
     from bayes_bench.tasks.task import build_task
 
@@ -144,7 +146,7 @@ def repeat(
     job, how = recorded.job, recorded.surroundings
     resolve_device(how.place)
     registry.method_class(job.method)
-    conditions = execution.Conditions(
+    conditions = Conditions(
         device=how.place,
         precision=how.precision,
         threads=threads or how.threads,
@@ -157,17 +159,17 @@ def repeat(
     except (MemoryError, RuntimeError) as error:
         raise DataError(f"the task {job.task.name!r} of {recorded.folder} cannot be built: {error}") from error
     place = (task.checksum, conditions.device_class, conditions.memory_limit_mb)
-    item = execution.Keyed(job, task, job.key(*place), job.variant(*place), out)
+    item = Keyed(job, task, job.key(*place), job.variant(*place), out)
     now = {
         "key": item.key,
-        "code": execution.code_of(job, conditions.allow_code),
+        "code": code_of(job, conditions.allow_code),
         "checkout": machine.checkout(),
         "versions": machine.versions(registry.methods()[job.method].owner),
-        "machine": execution.machine_facts(conditions) | {"threads": conditions.threads},
-        "data": execution.task_fields(task)["data"],
+        "machine": machine_facts(conditions) | {"threads": conditions.threads},
+        "data": task_fields(task)["data"],
     }
     tell(list(_before(recorded.record, now)))
-    record = execution.execute(item, conditions)
+    record = execute(item, conditions)
     return _compare(recorded, record, out, before)
 
 

@@ -10,120 +10,12 @@ from typing import Any
 from bayes_bench.errors import DataError, PluginError, UsageError, unknown_name
 from bayes_bench.host import plugins
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
+from bayes_bench.jobs.job import Job
 from bayes_bench.methods import registry
 from bayes_bench.results.folder import RECORD, job_state, safe_name
-from bayes_bench.results.schema import canonical_hash, read_record
-from bayes_bench.settings import LARGEST_INTEGER, Settings, parse_toml
-from bayes_bench.tasks.spec import LARGEST_SEED, CategoricalSpec, MethodEntry, SuiteSpec, TaskSpec
-
-# Parts of a task that change no result by themselves: texts, hints, what a job resolves on its own (budget and
-# settings), where the data come from and how many are used (the checksum speaks for the data, so a moved file changes
-# no key), and what results are only compared with.
-NOT_IN_KEY = {
-    "title",
-    "seconds_per_job",
-    "megabytes_per_job",
-    "budget",
-    "settings",
-    "data",
-    "ood",
-    "validation_ood",
-    "reference",
-    "published",
-    "examples",
-    "collapse_threshold",
-}
-MAX_SEEDS = 10_000
-
-
-class Job(Settings):
-    """One training run: frozen, and all of it is JSON.
-
-    Attributes:
-        label: the row's name; several labels may run one ``method`` with different settings.
-        settings: those given by the task, the suite and the command line, not the defaults.
-        config: all settings of the method, resolved.
-        revision: ``MethodConfig.revision`` when the job was planned.
-    """
-
-    suite: str
-    task: TaskSpec
-    label: str
-    method: str
-    seed: int
-    budget: int
-    settings: dict[str, Any]
-    config: dict[str, Any]
-    revision: int
-
-    def variant(self, checksum: str, device: str, memory_limit_mb: int = MEMORY_LIMIT_MB) -> str:
-        """Identity of everything but the seed: results with the same variant may be averaged over seeds.
-
-        Args:
-            checksum: of the task's data.
-            device: its class, ``"cpu"``, ``"cuda"`` or ``"cuda-tf32"``.
-            memory_limit_mb: of one evaluation, from which its blocks follow and so the last digits of its results.
-        """
-        return canonical_hash(
-            {
-                "format": 1,
-                "task": self.task.model_dump(mode="json", exclude=NOT_IN_KEY),
-                "data": checksum,
-                "method": self.method,
-                "revision": self.revision,
-                "config": self.config,
-                "budget": self.budget,
-                "device": device,
-                "memory_limit_mb": memory_limit_mb,
-            }
-        )
-
-    def key(self, checksum: str, device: str, memory_limit_mb: int = MEMORY_LIMIT_MB) -> str:
-        """The job's key, 64 hexadecimal digits: a finished job with the same key is not run again."""
-        return canonical_hash({"variant": self.variant(checksum, device, memory_limit_mb), "seed": self.seed})
-
-    @property
-    def name(self) -> str:
-        """For messages: ``task/label seed k``."""
-        return f"{self.task.name}/{self.label} seed {self.seed}"
-
-
-def device_class(device: str, precision: str) -> str:
-    """What a job's key says of where and how it was computed; TF32 exists on GPUs alone."""
-    return device if precision == "float32" else f"cuda-{precision}"
-
-
-def expected_seconds(job: Job) -> float | None:
-    """What the task's author expects of one job, scaled with its budget; None where the task does not say."""
-    hint = job.task.seconds_per_job
-    return None if hint is None else hint * job.budget / job.task.budget
-
-
-class Observer:
-    """Whoever watches a run; the default sees nothing."""
-
-    def message(self, sentence: str) -> None:
-        """Something the user should know (a damaged record, changed code)."""
-
-    def started(self, job: Job, number: int, total: int, seconds_left: float | None) -> None:
-        """Job ``number`` (from 1) of ``total`` begins, perhaps beside others, perhaps not for the first time.
-
-        ``seconds_left`` is for the whole run, None while unknown.
-        """
-
-    def progress(self, job: Job, fraction: float, values: Mapping[str, float], seconds_left: float | None) -> None:
-        """``fraction`` of the job's budget is spent; at most a few times a second."""
-
-    def finished(
-        self,
-        job: Job,
-        number: int,
-        total: int,
-        record: Mapping[str, Any],
-        seconds: float | None,
-        seconds_left: float | None,
-    ) -> None:
-        """The job has a record, made in ``seconds``, or found finished (None); with it ``number`` of ``total`` have."""
+from bayes_bench.results.schema import read_record
+from bayes_bench.settings import LARGEST_INTEGER
+from bayes_bench.tasks.spec import CategoricalSpec, MethodEntry, SuiteSpec, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -133,49 +25,6 @@ class Override:
     target: str
     key: str
     value: Any
-
-
-def parse_override(text: str) -> Override:
-    """``"hypergan.adversarial_weight=0.5"``; the value is read as TOML, and as plain text where it is none.
-
-    Raises:
-        UsageError: not of the form METHOD.KEY=VALUE.
-    """
-    path, equals, value = text.partition("=")
-    target, dot, key = path.strip().rpartition(".")
-    if not (equals and dot and target and key):
-        raise UsageError(f"--set {text!r}: write METHOD.KEY=VALUE, e.g. hypergan.adversarial_weight=0.5")
-    try:
-        parsed = parse_toml(f"value = {value}")
-    except UsageError:
-        return Override(target, key, value.strip())
-    if parsed.keys() != {"value"}:
-        raise UsageError(f"--set {text!r}: one value per --set, please")
-    return Override(target, key, parsed["value"])
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """``"0-4"``, ``"0,1,2"`` or ``"0-2,7"`` as a tuple without repeats.
-
-    Raises:
-        UsageError: anything else.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"--seeds {text!r}: write a list such as 0,1,2 or a range such as 0-4")
-        if max(len(first), len(last)) > len(str(LARGEST_SEED)):
-            raise UsageError(f"--seeds: a seed is at most {LARGEST_SEED}")
-        low, high = int(first), int(last) if dash else int(first)
-        if low > high:
-            raise UsageError(f"--seeds {text!r}: the range {low}-{high} is empty; write {high}-{low}")
-        if high - low >= MAX_SEEDS:
-            raise UsageError(f"--seeds {text!r}: more than {MAX_SEEDS:,} seeds")
-        if high > LARGEST_SEED:
-            raise UsageError(f"--seeds {text!r}: a seed is at most {LARGEST_SEED}")
-        seeds += range(low, high + 1)
-    return tuple(dict.fromkeys(seeds))
 
 
 def plan(

@@ -1,0 +1,1 @@
+"""Many jobs, one folder: run them, verify the folder, run one again."""
