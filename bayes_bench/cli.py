@@ -16,7 +16,7 @@ from bayes_bench.host.machine import MEMORY_LIMIT_MB, MOST_THREADS
 if TYPE_CHECKING:
     import numpy as np
 
-    from bayes_bench.analysis import Run
+    from bayes_bench.analysis.records import Run
     from bayes_bench.jobs.fitted import FittedJob
     from bayes_bench.posterior.predictive import ClassPrediction, ValuePrediction
     from bayes_bench.tasks.spec import TaskSpec
@@ -402,7 +402,7 @@ def run(
             snapshot_every=snapshot_every,
         )
     if not quiet:
-        from bayes_bench.analysis import load_run
+        from bayes_bench.analysis.records import load_run
 
         _print_results(load_run(run_dir))
     click.echo(f"Report: {result.report}")
@@ -457,8 +457,8 @@ def report(runs: tuple[Path, ...], recompute: bool, out: Path | None, export: Pa
     if out is not None and (out / RUN).exists() and not itself:
         raise UsageError(f"{out} is a run folder with a page of its own; choose another --out")
     from bayes_bench import report as rendering
-    from bayes_bench.analysis import load_run
-    from bayes_bench.merging import merge
+    from bayes_bench.analysis.merging import merge
+    from bayes_bench.analysis.records import load_run
 
     if recompute:
         from bayes_bench.jobs.renew import recompute_metrics
@@ -540,26 +540,29 @@ def tune(
 
     Exit code: 0, or 1 when every trial failed, 2 for a mistake in the input, 130 after Ctrl-C.
     """
-    from bayes_bench import tuning
     from bayes_bench.cli_options import parse_override, parse_seeds
     from bayes_bench.tasks.suites import load_suite
+    from bayes_bench.tuning.journal import TABLE
+    from bayes_bench.tuning.plan import SEEDS, plan
+    from bayes_bench.tuning.search import check as check_folder
+    from bayes_bench.tuning.search import tune as searched
 
     method, spec = _taken_from_file(method), load_suite(suite)
-    search = tuning.plan(
+    search = plan(
         spec,
         method,
         task=task,
-        seeds=parse_seeds(seeds) if seeds is not None else tuning.SEEDS,
+        seeds=parse_seeds(seeds) if seeds is not None else SEEDS,
         overrides=[parse_override(text) for text in settings],
         budget_scale=budget_scale,
         quick=quick,
     )
     several = f"-{search.task.name}" if len(spec.tasks) > 1 else ""
     folder = out or Path("reports/tuning") / f"{search.suite}{several}-{method}"
-    tuning.check(folder)
+    check_folder(folder)
     from bayes_bench import terminal
 
-    result = tuning.tune(
+    result = searched(
         search,
         folder,
         trials=trials,
@@ -574,7 +577,7 @@ def tune(
     if result.best and not quiet:
         terminal.stdout().print(terminal.tuning_table(result))
         click.echo(result.best)
-    click.echo(f"Trials: {folder / tuning.TABLE}")
+    click.echo(f"Trials: {folder / TABLE}")
     if result.interrupted:
         click.echo(f"Interrupted after {len(result.trials)} of {trials} trials; the same command continues.", err=True)
     elif not result.best:
@@ -839,8 +842,8 @@ def compare(before: Path, after: Path, metrics: str | None, csv: Path | None, fa
     Exit code: 0, or 1 with --fail-on-worse where a metric other than a cost got worse, 2 for a mistake in the input.
     """
     from bayes_bench import terminal
-    from bayes_bench.analysis import load_run
-    from bayes_bench.changes import compare_runs
+    from bayes_bench.analysis.changes import compare_runs
+    from bayes_bench.analysis.records import load_run
 
     if csv is not None and not csv.absolute().parent.is_dir():
         raise UsageError(f"--csv {csv}: there is no folder {csv.parent}; make it first")

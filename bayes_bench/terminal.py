@@ -20,10 +20,11 @@ from bayes_bench.errors import printable
 from bayes_bench.jobs.job import Job, expected_seconds
 from bayes_bench.jobs.plan import find_finished
 from bayes_bench.runs.observer import Observer
-from bayes_bench.tuning import Result, Trial, plain
+from bayes_bench.tuning.journal import plain
+from bayes_bench.tuning.plan import Result, Trial
 
 if TYPE_CHECKING:
-    from bayes_bench.changes import Comparison
+    from bayes_bench.analysis.changes import Comparison
     from bayes_bench.metrics.references import Reference
     from bayes_bench.runs.rerun import ArrayDifference, Repetition
     from bayes_bench.runs.verify import Difference
@@ -250,7 +251,7 @@ def table(
 
 def result_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
     """A table per task: headline metrics, mean ± standard deviation over seeds."""
-    from bayes_bench.analysis import results_frame, summary_frame
+    from bayes_bench.analysis.records import results_frame, summary_frame
 
     if not records:
         return []
@@ -283,8 +284,9 @@ def result_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 def published_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Published numbers beside ours, a table per task; none where they would fill more than a screen."""
-    from bayes_bench.analysis import budget_share, comparison_of, display_tasks, published_frame
-    from bayes_bench.report.tables import claims, share_in_words
+    from bayes_bench.analysis.records import budget_share, comparison_of, display_tasks, published_frame
+    from bayes_bench.report.findings import claims
+    from bayes_bench.report.tables import share_in_words
 
     frame = published_frame(records)
     if len(frame) > MOST_CLAIMS:
@@ -313,7 +315,7 @@ def published_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 def alarm_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line per collapse alarm."""
-    from bayes_bench.analysis import alarms
+    from bayes_bench.analysis.records import alarms
 
     return [printable(f"ALARM {place}: {sentence}") for place, sentence in alarms(records)]
 

@@ -23,11 +23,12 @@ import numpy as np
 import pandas as pd
 
 from bayes_bench import report
-from bayes_bench.analysis import load_run
+from bayes_bench.analysis.records import load_run
 from bayes_bench.errors import BayesBenchError, UsageError, unknown_name
 from bayes_bench.host.files import write_text
+from bayes_bench.report.findings import claims
 from bayes_bench.report.page import open_book, render
-from bayes_bench.report.tables import claims, decimals_for, share_in_words
+from bayes_bench.report.tables import decimals_for, share_in_words
 from bayes_bench.results.folder import RUN, read_run
 from bayes_bench.results.schema import write_checked
 

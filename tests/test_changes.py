@@ -14,10 +14,11 @@ import pytest
 from scipy import stats
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan
 
-from bayes_bench import analysis, cli, report
-from bayes_bench.changes import compare_runs
+from bayes_bench import cli, report
+from bayes_bench.analysis.changes import compare_runs
+from bayes_bench.analysis.merging import merge
+from bayes_bench.analysis.records import load_records, load_run, metric_value, published_frame, results_frame
 from bayes_bench.errors import UsageError
-from bayes_bench.merging import merge
 
 SMALL: dict[str, Any] = {"networks": 10, "examples": 150, "ood": {"ood/letters": 60}}
 METRICS = ("accuracy", "nll", "ood_auroc/<set>", "disagreement", "fit_seconds")
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def compared(before: Path, after: Path, wanted: Sequence[str] = METRICS):
-    return compare_runs(analysis.load_run(before), analysis.load_run(after), wanted)
+    return compare_runs(load_run(before), load_run(after), wanted)
 
 
 def test_the_same_run_is_the_same(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_other_test_data_resample_seeds_alone(tmp_path: Path) -> None:
     assert ("everything", "data") in {row[:2] for row in found.differing}
     accuracy = next(change for change in found.changes if change.metric == "accuracy")
     means = [
-        [analysis.metric_value(record, "accuracy") for record in analysis.load_records(tmp_path / name)
+        [metric_value(record, "accuracy") for record in load_records(tmp_path / name)
          if record["label"] == accuracy.method]
         for name in "ab"
     ]  # fmt: skip
@@ -158,7 +159,7 @@ def test_methods_of_several_runs_stand_in_one_table(tmp_path: Path) -> None:
     assert "6 of 6 jobs finished" in html
     assert "a, latest command:" in html
     assert 'class="best"' in html  # compared over the stored predictions of both
-    separate = analysis.results_frame(analysis.load_records(tmp_path / "a"))
+    separate = results_frame(load_records(tmp_path / "a"))
     both = frame[(frame["method"] == "map") & (frame["metric"] == "nll")]["value"]
     assert both.tolist() == separate[separate["metric"] == "nll"]["value"].tolist()
 
@@ -170,7 +171,7 @@ def test_other_settings_are_called_by_their_run(tmp_path: Path) -> None:
     assert sorted({record["label"] for record in merged.records}) == ["ensemble", "map (narrow)", "map (wide)"]
     assert merged.description["methods"] == ["map (wide)", "map (narrow)", "ensemble"]
     for record in merged.records:
-        own = analysis.load_run(tmp_path / ("narrow" if "narrow" in record["label"] else "wide"))
+        own = load_run(tmp_path / ("narrow" if "narrow" in record["label"] else "wide"))
         same = next(r for r in own.records if r["key"] == record["key"])
         np.testing.assert_array_equal(merged.predictions(record)["test/y"], own.predictions(same)["test/y"])
     assert merged.missing() == []
@@ -191,7 +192,7 @@ def test_a_failure_never_replaces_a_result(tmp_path: Path) -> None:
 
 def test_published_numbers_stand_beside_every_variant(tmp_path: Path) -> None:
     folders = [run(tmp_path / "a", ["hypergan"]), run(tmp_path / "b", ["hypergan"], config={"hidden": [9]})]
-    frame = analysis.published_frame(merge(folders).records)
+    frame = published_frame(merge(folders).records)
     ours = frame[frame["seeds"] > 0]
     assert set(ours["method"]) == {"hypergan (a)", "hypergan (b)"}
 
@@ -231,7 +232,7 @@ def test_planned_jobs_of_all_runs_are_missed(tmp_path: Path) -> None:
     first, second = run(tmp_path / "a", ["map"]), run(tmp_path / "b", ["hypergan"])
     record, _ = make_job(METHODS["hypergan"], 7, **SMALL)
     plan = json.loads((second / "run.json").read_text(encoding="utf-8"))
-    own = [*analysis.load_records(second), record]
+    own = [*load_records(second), record]
     write_plan(second, own, command=plan["command"])
     assert merge([first, second]).missing() == ["digits / hypergan / seed 7"]
 

@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 from synthetic import METHODS, make_job, write_job, write_plan
 
-from bayes_bench import DataError, UsageError, analysis, report
+from bayes_bench import DataError, UsageError, report
+from bayes_bench.analysis.records import load_run
 from bayes_bench.cli import cli
 from bayes_bench.report.export import _file_name, export, tex
 from bayes_bench.report.page import charts_for, open_book
@@ -39,7 +40,7 @@ def files(run, tmp_path_factory):
 
 
 def test_every_table_and_figure_is_there(run, files):
-    book = open_book(analysis.load_run(run))
+    book = open_book(load_run(run))
     tables = [table for comparison in book.comparisons for table in tables_for(comparison)]
     charts = [chart for comparison in book.comparisons for chart in charts_for(book, comparison)]
     endings = [name.partition(".")[2] for name in files]

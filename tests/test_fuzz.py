@@ -25,7 +25,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from synthetic import METHODS, make_job, write_job, write_plan
 
-from bayes_bench import analysis, metrics, report
+from bayes_bench import metrics, report
+from bayes_bench.analysis.records import load_records, results_frame
 from bayes_bench.cli_options import parse_override, parse_seeds
 from bayes_bench.errors import BayesBenchError, DataError
 from bayes_bench.host.files import file_facts
@@ -373,7 +374,7 @@ def test_a_damaged_record_is_named_and_never_averaged(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"seed": 0', b'"seed": 1'))
     page = report.write(tmp_path).read_text(encoding="utf-8")
     assert f"{path} is damaged: its checksum differs" in page
-    assert "hypergan" not in set(analysis.results_frame(analysis.load_records(tmp_path))["method"])
+    assert "hypergan" not in set(results_frame(load_records(tmp_path))["method"])
 
 
 @pytest.mark.parametrize("value", [1e100, -1e100, 5e-324])
@@ -397,4 +398,4 @@ def test_a_page_of_numbers_at_their_bounds(kind: str, value: float, tmp_path: Pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         assert "</html>" in report.write(tmp_path).read_text(encoding="utf-8")
-        assert result_tables(analysis.load_records(tmp_path))
+        assert result_tables(load_records(tmp_path))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bayes_bench.ranking import MIN_SEEDS, MIN_TASKS, nemenyi, ranking
+from bayes_bench.analysis.ranking import MIN_SEEDS, MIN_TASKS, nemenyi, ranking
 
 # Demšar (2006), table 5 (a): critical values of the two-tailed Nemenyi test at 0.05.
 CRITICAL = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}

@@ -10,7 +10,8 @@ import pytest
 from runs import CURVE, register_fakes, suite
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
-from bayes_bench import analysis, report
+from bayes_bench import report
+from bayes_bench.analysis.records import load_records, published_frame
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import shipped
 from bayes_bench.jobs import renew
@@ -266,12 +267,12 @@ def test_a_new_reference_measures_finished_jobs_without_training(
     without_page(monkeypatch)
     out, file = tmp_path / "run", str(tmp_path / "curve.safetensors")
     run(out)
-    assert all(rows_of(record) == {} for record in analysis.load_records(out))
+    assert all(rows_of(record) == {} for record in load_records(out))
     made = references.make(out, "tiny", None, Path(file))
     assert made.about["posterior"] == references.posterior_of(task_fields(build_task(TaskSpec.model_validate(CURVE))))
     again = run(out, reference=file)
     assert (again.finished, again.skipped) == (0, 2)
-    pair, tiny = analysis.load_records(out)
+    pair, tiny = load_records(out)
     assert rows_of(tiny)["reference_tv/outside"] == pytest.approx(0, abs=1e-6)
     assert rows_of(tiny)["reference_variance_ratio/inside"] == pytest.approx(1)
     assert rows_of(pair)["reference_tv/outside"] > 0
@@ -279,13 +280,13 @@ def test_a_new_reference_measures_finished_jobs_without_training(
     # A file that is gone is a reason at recomputation, and an error in a run.
     Path(file).unlink()
     assert renew.recompute_metrics(out) == 2
-    tiny = analysis.load_records(out)[1]
+    tiny = load_records(out)[1]
     assert set(rows_of(tiny).values()) == {None}
     with pytest.raises(UsageError, match=r"task 'curve': the reference .* does not exist; make it with a run without"):
         run(out, reference=file)
     # Without the key the metrics are gone.
     run(out)
-    assert rows_of(analysis.load_records(out)[1]) == {}
+    assert rows_of(load_records(out)[1]) == {}
 
 
 def test_a_shipped_reference_of_other_data_is_said_and_of_another_prior_refused(
@@ -309,7 +310,7 @@ def test_a_shipped_reference_of_other_data_is_said_and_of_another_prior_refused(
     run(tmp_path / "run", messages, reference="curve")
     (sentence,) = messages.said
     assert "no distances to the reference 'curve', whose data are not exactly those of this installation" in sentence
-    assert set(rows_of(analysis.load_records(tmp_path / "run")[0]).values()) == {None}
+    assert set(rows_of(load_records(tmp_path / "run")[0]).values()) == {None}
     with pytest.raises(UsageError, match="data differs"):
         run(tmp_path / "run", reference=str(file))
     save(prior={"std": 3.0, "scaling": "none"})
@@ -327,7 +328,7 @@ def test_recompute_takes_the_reference_that_a_shipped_suite_has_by_now(
     monkeypatch.setattr(renew, "shipped_suites", lambda: {"cubic": tmp_path / "cubic.toml"})
     monkeypatch.setattr(renew, "load_suite", lambda name: SuiteSpec(name="cubic", tasks=(task,)))
     assert renew.recompute_metrics(tmp_path / "run") == 2
-    ours = analysis.load_records(tmp_path / "run")[0]
+    ours = load_records(tmp_path / "run")[0]
     assert rows_of(ours)["reference_tv/gap"] == pytest.approx(0, abs=1e-6)
 
 
@@ -343,10 +344,10 @@ def test_recompute_takes_threshold_and_published_numbers_of_a_shipped_suite(
     monkeypatch.setattr(renew, "load_suite", lambda name: SuiteSpec(name="cubic", tasks=(task,)))
     assert records[0]["alarms"] == []
     assert renew.recompute_metrics(tmp_path / "run") == 1
-    (record,) = analysis.load_records(tmp_path / "run")
+    (record,) = load_records(tmp_path / "run")
     assert record["collapse"]["threshold"] == 1
     assert "(threshold 1)" in record["alarms"][0]
-    assert analysis.published_frame([record])["published"].tolist() == [3.0]
+    assert published_frame([record])["published"].tolist() == [3.0]
 
 
 def test_a_file_counts_from_the_suites_folder(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ import pytest
 from scipy.integrate import trapezoid
 from synthetic import METHODS, make_job, task_spec, write_job, write_plan, write_run
 
-from bayes_bench import analysis, report
+from bayes_bench import report
+from bayes_bench.analysis.records import load_records, load_run, metric_value
 from bayes_bench.report.charts import CHARTS, Look
 from bayes_bench.report.charts.classification import (
     ROC,
@@ -205,7 +206,7 @@ def test_page_says_what_a_reader_needs(page):
 
 def test_marked_best_is_the_best_mean_of_the_summary(golden_run):
     summary = pd.read_csv(golden_run / "summary.csv")
-    book = open_book(analysis.load_run(golden_run))
+    book = open_book(load_run(golden_run))
     digits = next(c for c in book.comparisons if c.name == "digits")
     for metric, better in (("accuracy", "idxmax"), ("nll", "idxmin"), ("ood_auroc/letters", "idxmax")):
         rows = summary[summary["task"] == "digits"].set_index("method")[metric]
@@ -274,7 +275,7 @@ def test_damaged_predictions_are_told_and_the_rest_is_shown(tmp_path):
     broken.write_bytes(b"\0" * 100)
     _, parsed = render(tmp_path)
     assert "is damaged" in parsed.words
-    accuracy = np.mean([analysis.metric_value(record, "accuracy") for record in records])
+    accuracy = np.mean([metric_value(record, "accuracy") for record in records])
     assert number(100 * accuracy, 2) in parsed.words
 
 
@@ -427,7 +428,7 @@ def test_a_failure_while_rendering_leaves_the_old_files(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def book(golden_run):
-    return open_book(analysis.load_run(golden_run))
+    return open_book(load_run(golden_run))
 
 
 def jobs_of(book, task):
@@ -447,7 +448,7 @@ def test_every_figure_draws_and_has_numbers(book):
 def test_accuracy_curve_agrees_with_the_metric(book):
     jobs = jobs_of(book, "digits")
     frame = AccuracyCurve(jobs, book.look).frame().set_index(["method", "networks"])["accuracy %"]
-    expected = np.mean([analysis.metric_value(job.record, "accuracy@10") for job in jobs["hypergan"]])
+    expected = np.mean([metric_value(job.record, "accuracy@10") for job in jobs["hypergan"]])
     assert frame["hypergan", 10] == pytest.approx(100 * expected)
     assert list(frame["map"].index) == [1]
     assert frame["ensemble"].index.max() == 5
@@ -458,7 +459,7 @@ def test_reliability_counts_every_example(book):
     assert (frame.groupby("method")["examples"].sum() == 3 * SMALL["examples"]).all()
     gap = (frame["examples"] * (frame["accuracy"] - frame["confidence"]).abs()).groupby(frame["method"]).sum()
     pooled = gap["map"] / (3 * SMALL["examples"])
-    each = [analysis.metric_value(job.record, "ece") for job in jobs_of(book, "digits")["map"]]
+    each = [metric_value(job.record, "ece") for job in jobs_of(book, "digits")["map"]]
     assert pooled <= np.mean(each) + 1e-9  # pooling bins can only cancel errors
 
 
@@ -474,7 +475,7 @@ def test_entropy_distribution_is_one_at_ln_c(book):
 def test_risk_of_all_is_the_error_and_ties_share_it(book):
     for job in jobs_of(book, "digits")["ensemble"]:
         (error,) = risk_of_the_kept(job.examples["entropy"], 1 - job.examples["correct"], np.ones(1))
-        assert error == pytest.approx(1 - analysis.metric_value(job.record, "accuracy"))
+        assert error == pytest.approx(1 - metric_value(job.record, "accuracy"))
     scores, losses = np.array([3.0, 1, 1, 2]), np.array([1.0, 1, 0, 0])
     risks = risk_of_the_kept(scores, losses, np.array([0.01, 0.25, 0.5, 0.75, 1]))
     np.testing.assert_allclose(risks, [0.5, 0.5, 0.5, 1 / 3, 0.5])
@@ -485,7 +486,7 @@ def test_the_area_below_the_roc_curve_is_the_auroc(book):
         flagged, found = roc_curve(job.examples["entropy"], job.examples["entropy/letters"])
         assert (flagged[0], found[0], flagged[-1], found[-1]) == (0, 0, 1, 1)
         area = trapezoid(found, flagged)
-        assert area == pytest.approx(analysis.metric_value(job.record, "ood_auroc/letters"), abs=1e-9)
+        assert area == pytest.approx(metric_value(job.record, "ood_auroc/letters"), abs=1e-9)
     flagged, found = roc_curve(np.array([0.0, 1, 1]), np.array([1.0, 2]))
     np.testing.assert_allclose(flagged, [0, 0, 2 / 3, 1])
     np.testing.assert_allclose(found, [0, 0.5, 1, 1])
@@ -556,4 +557,4 @@ def test_records_are_read_as_they_are_stored(golden_run):
     path = next(golden_run.glob("jobs/digits/map/*/record.json"))
     stored = json.loads(path.read_text(encoding="utf-8"))
     del stored["checksum"]
-    assert stored in analysis.load_records(golden_run)
+    assert stored in load_records(golden_run)

@@ -14,7 +14,7 @@ import torch
 from fake_methods import Tiny, TinyConfig
 from runs import CURVE, DIGITS, point, register_fakes, suite
 
-from bayes_bench import MethodConfig, Range, cli, metrics, setting, tuning
+from bayes_bench import MethodConfig, Range, cli, metrics, setting
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import plugins
 from bayes_bench.jobs.execute import fit_and_draw
@@ -24,7 +24,10 @@ from bayes_bench.methods import registry
 from bayes_bench.settings import search_space
 from bayes_bench.tasks import task as tasks
 from bayes_bench.tasks.spec import QuickSpec, SuiteSpec
-from bayes_bench.tuning import Rule, Trial
+from bayes_bench.tuning import search as tuning
+from bayes_bench.tuning.journal import BEST, JOURNAL, TABLE
+from bayes_bench.tuning.plan import Result, Rule, Search, Trial
+from bayes_bench.tuning.plan import plan as plan_search
 
 LETTERS = {"name": "letters-val", "source": "letters", "letters": "K-T"}
 CLASSES = DIGITS | {"validation_ood": [LETTERS]}
@@ -51,20 +54,20 @@ def methods(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "entry_points", lambda group: points[group])
 
 
-def search(spec: SuiteSpec | None = None, **options: Any) -> tuning.Search:
-    return tuning.plan(spec or suite(), "tunable", **options)
+def search(spec: SuiteSpec | None = None, **options: Any) -> Search:
+    return plan_search(spec or suite(), "tunable", **options)
 
 
-def go(out: Path, trials: int, what: tuning.Search | None = None) -> tuning.Result:
+def go(out: Path, trials: int, what: Search | None = None) -> Result:
     return tuning.tune(what or search(), out, trials=trials, device="cpu", threads=1)
 
 
 def rows(out: Path) -> list[dict[str, str]]:
-    with (out / tuning.TABLE).open(newline="", encoding="utf-8") as file:
+    with (out / TABLE).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def without_clock(result: tuning.Result) -> list[Trial]:
+def without_clock(result: Result) -> list[Trial]:
     return [
         replace(trial, scores={name: value for name, value in trial.scores.items() if name != "fit_seconds"})
         for trial in result.trials
@@ -152,7 +155,7 @@ def test_fixed_settings_are_not_searched() -> None:
 )
 def test_what_cannot_be_searched_is_one_sentence(method: str, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        tuning.plan(suite(), method, **options)
+        plan_search(suite(), method, **options)
 
 
 def test_seeds_of_the_suite_are_its_own_in_the_quick_variant_too() -> None:
@@ -288,7 +291,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path: Path, monke
 def test_a_search_in_which_all_fails(tmp_path: Path) -> None:
     result = go(tmp_path / "out", 2, search(overrides=[Override("tunable", "trouble", "diverge")]))
     assert result.exit_code == 1
-    assert not (tmp_path / "out" / tuning.BEST).exists()
+    assert not (tmp_path / "out" / BEST).exists()
 
 
 # The folder -----------------------------------------------------------------------------------------------
@@ -309,10 +312,10 @@ def test_an_interrupted_search_continues_as_if_it_were_not(tmp_path: Path, monke
     assert (len(first.trials), first.interrupted, first.exit_code) == (3, True, 130)
     assert len(rows(tmp_path / "parts")) == 3
     # A process that was killed while it wrote a line, and held Optuna's lock.
-    journal = tmp_path / "parts" / tuning.JOURNAL
+    journal = tmp_path / "parts" / JOURNAL
     with journal.open("a") as file:
         file.write('{"op_code": 4, "worker')
-    journal.with_name(f"{tuning.JOURNAL}.lock").touch()
+    journal.with_name(f"{JOURNAL}.lock").touch()
     second = go(tmp_path / "parts", 12)
     assert without_clock(second) == without_clock(whole)
     assert second.trials[:3] == first.trials  # not run again
@@ -328,16 +331,16 @@ def test_an_interrupted_search_continues_as_if_it_were_not(tmp_path: Path, monke
         (lambda: search(suite(name="other")), "suite"),
         (lambda: search(suite(CURVE | {"network": {"name": "mlp", "hidden": [6]}})), "task"),
         (lambda: search(overrides=[Override("tunable", "kind", "b")]), "settings, search space"),
-        (lambda: tuning.plan(suite(), "map"), "method, settings, search space"),
+        (lambda: plan_search(suite(), "map"), "method, settings, search space"),
     ],
     ids=["seeds", "budget", "suite", "task", "settings", "method"],
 )
 def test_the_folder_of_another_search_is_refused(other: Any, part: str, tmp_path: Path) -> None:
     go(tmp_path / "out", 1)
-    before = (tmp_path / "out" / tuning.JOURNAL).read_bytes()
+    before = (tmp_path / "out" / JOURNAL).read_bytes()
     with pytest.raises(UsageError, match=rf"another search \(different {part}\); choose another --out"):
         go(tmp_path / "out", 2, other())
-    assert (tmp_path / "out" / tuning.JOURNAL).read_bytes() == before
+    assert (tmp_path / "out" / JOURNAL).read_bytes() == before
 
 
 def test_other_data_are_another_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +356,7 @@ def test_a_folder_of_something_else_and_a_damaged_journal_are_refused(tmp_path: 
     with pytest.raises(UsageError, match="not a tuning folder"):
         go(tmp_path, 1)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / tuning.JOURNAL).write_text("no journal\n{}\n")
+    (tmp_path / "out" / JOURNAL).write_text("no journal\n{}\n")
     with pytest.raises(DataError, match=r"journal\.jsonl is damaged"):
         go(tmp_path / "out", 1)
 

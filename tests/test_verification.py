@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from runs import CURVE, DIGITS, register_fakes, suite
 
-from bayes_bench import analysis, metrics, report
+from bayes_bench import metrics, report
+from bayes_bench.analysis.records import load_run
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host.files import write_text
 from bayes_bench.jobs.plan import Override, plan
@@ -42,7 +43,7 @@ def run_dir(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def write_tables(folder: Path) -> Path:
     """What the report writes, without the page."""
-    for name, text in report.csv_tables(analysis.load_run(folder)).items():
+    for name, text in report.csv_tables(load_run(folder)).items():
         write_text(folder / name, text)
     return folder / "report.html"
 

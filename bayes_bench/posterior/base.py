@@ -34,7 +34,7 @@ from bayes_bench.host import plugins
 from bayes_bench.host.files import replacing
 from bayes_bench.host.machine import memory_bytes
 from bayes_bench.networks import layer_names
-from bayes_bench.posterior.checks import _digest, _finite, prepare_network, resolve_device
+from bayes_bench.posterior.checks import digest, finite, prepare_network, resolve_device
 from bayes_bench.posterior.examples import Examples, FitData
 from bayes_bench.posterior.likelihood import RESERVED, Likelihood
 from bayes_bench.posterior.predictive import (
@@ -50,7 +50,7 @@ from bayes_bench.posterior.predictive import (
 from bayes_bench.posterior.prior import GaussianPrior
 from bayes_bench.posterior.snapshots import Snapshots
 from bayes_bench.posterior.stacked import InputScaled, StackedNetwork, take_networks
-from bayes_bench.posterior.stored import GROWTH, METADATA, SLACK, _BoundedMemory, _opened
+from bayes_bench.posterior.stored import GROWTH, METADATA, SLACK, BoundedMemory, opened
 from bayes_bench.posterior.training import FitSummary, Monitor, SnapshotMismatchError, TrainingLoop
 from bayes_bench.settings import MethodConfig, explain
 
@@ -223,8 +223,8 @@ class WeightPosterior(ABC):
             "method": self._about(),
             "prior": repr(self.prior),
             "memory limit": self.memory_limit,
-            "initial weights": _digest(self.initial.values()),
-            "data": _digest(tensor for part in parts for block in part.blocks() for tensor in block),
+            "initial weights": digest(self.initial.values()),
+            "data": digest(tensor for part in parts for block in part.blocks() for tensor in block),
             "augmentation": repr(data.train.augment),
         }
 
@@ -410,7 +410,7 @@ class WeightPosterior(ABC):
         Raises:
             DataError: the file is damaged, of another method, or of another network.
         """
-        with _opened(path) as (about, file):
+        with opened(path) as (about, file):
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         expected = cls._names()[0]
         if about.get("method") not in cls._names():
@@ -424,7 +424,7 @@ class WeightPosterior(ABC):
             raise DataError(f"{path} was fitted to another network or likelihood; build those that it was saved with")
         held = [*state.values(), *posterior.initial.values()]
         try:
-            with _BoundedMemory(SLACK + GROWTH * sum(value.nbytes for value in held)):
+            with BoundedMemory(SLACK + GROWTH * sum(value.nbytes for value in held)):
                 posterior.load_state_dict(state, device=device)
             drawn = posterior._draw(1, 0)
             if any(drawn[name].dtype != value.dtype for name, value in posterior.initial.items()):
@@ -441,7 +441,7 @@ class WeightPosterior(ABC):
         Raises:
             DataError: the file is damaged.
         """
-        with _opened(path) as (about, _):
+        with opened(path) as (about, _):
             return about | {"method": cls._names()[0]} if about.get("method") in cls._names() else about
 
     @final
@@ -701,5 +701,5 @@ class WeightPosterior(ABC):
                 raise PluginError(f"{method}._sample gave {name!r} the shape {list(value.shape)}, not {[size, *shape]}")
             # What the networks share is looked at once, and a product's factors instead of it.
             kept = [value.base, value.scale] if isinstance(value, InputScaled) and value.factored else [value]
-            if not all(_finite(part[:1] if part.stride(0) == 0 else part) for part in kept):
+            if not all(finite(part[:1] if part.stride(0) == 0 else part) for part in kept):
                 raise DivergenceError(f"{method} drew weights that are not finite (in {name!r})")

@@ -14,7 +14,7 @@ from bayes_bench.errors import UnsupportedNetworkError, UsageError
 from bayes_bench.posterior.likelihood import RESERVED
 
 
-def _digest(tensors: Iterable[Tensor]) -> str:
+def digest(tensors: Iterable[Tensor]) -> str:
     """SHA-256 of types, shapes and values."""
     digest = hashlib.sha256()
     for tensor in tensors:
@@ -23,7 +23,7 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _finite(value: Tensor) -> bool:
+def finite(value: Tensor) -> bool:
     # An infinity or NaN anywhere makes the sum not finite, without a mask of the tensor's size.
     return math.isfinite(float(value.sum())) or bool(torch.isfinite(value).all())
 

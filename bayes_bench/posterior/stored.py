@@ -25,12 +25,12 @@ def read_note(path: str | os.PathLike[str]) -> Any:
     Raises:
         DataError: the file is damaged.
     """
-    with _opened(path) as (about, _):
+    with opened(path) as (about, _):
         return about.get("note")
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]]:
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]]:
     """What a stored posterior says of itself, and its file; whatever fails inside is a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -42,7 +42,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]
         raise DataError(f"cannot read the posterior {path}: {error}") from error
 
 
-class _BoundedMemory(TorchDispatchMode):
+class BoundedMemory(TorchDispatchMode):
     """Refuses to create more than so many bytes of tensors, before anything is written to them."""
 
     def __init__(self, limit: int):

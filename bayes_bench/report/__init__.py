@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from bayes_bench.analysis import Run, history_frame, load_run, published_frame, results_frame, summary_frame, wide_frame
+from bayes_bench.analysis.records import (
+    Run,
+    history_frame,
+    load_run,
+    published_frame,
+    results_frame,
+    summary_frame,
+    wide_frame,
+)
 from bayes_bench.host.files import make_folder, spreadsheet_safe, write_text
 
 RESULTS = "results.csv"

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.lines import Line2D
 
 from bayes_bench import report
-from bayes_bench.analysis import Run, load_run
+from bayes_bench.analysis.records import Run, load_run
 from bayes_bench.errors import UsageError
 from bayes_bench.host.files import make_folder, write_text
 from bayes_bench.report.charts import Chart

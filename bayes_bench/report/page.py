@@ -16,26 +16,24 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from bayes_bench.analysis import (
-    LEVEL,
-    MIN_SEEDS_TO_RANK,
-    REPLICATES,
-    Evidence,
+from bayes_bench.analysis.evidence import Evidence, evidence
+from bayes_bench.analysis.ranking import ranking
+from bayes_bench.analysis.records import (
     Run,
     alarms,
     by_seeds,
     comparison_of,
     display_labels,
     display_tasks,
-    evidence,
     ranges,
     results_frame,
     variant_of,
 )
+from bayes_bench.analysis.statistics import LEVEL, MIN_SEEDS_TO_RANK, REPLICATES
 from bayes_bench.errors import BayesBenchError, counted, printable
-from bayes_bench.ranking import ranking
 from bayes_bench.report.charts import CHARTS, Chart, CriticalDifference, Look
-from bayes_bench.report.tables import Comparison, claims_of, headlines, listed, number, plain_table, tables_for
+from bayes_bench.report.findings import claims_of, headlines, listed
+from bayes_bench.report.tables import Comparison, number, plain_table, tables_for
 
 RANKED = ("nll", "accuracy")
 """Metrics that methods are ranked by across tasks."""

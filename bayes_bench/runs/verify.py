@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bayes_bench import report
-from bayes_bench.analysis import Run, load_run
+from bayes_bench.analysis.records import Run, load_run
 from bayes_bench.errors import BayesBenchError, DataError, named
 from bayes_bench.host import machine
 from bayes_bench.host.files import file_facts, read_bytes

@@ -109,7 +109,7 @@ class Auxiliary(nn.Module):
         over D, weighted with ``combine``, are independent Gaussians. ``noise [S, H]`` is standard normal.
         """
         centre = (self.combine * z) @ mean
-        return self.squash(centre + _root(self.combine**2 @ std**2) * noise)
+        return self.squash(centre + root(self.combine**2 @ std**2) * noise)
 
     def log_prob(self, z: Tensor, summary: Tensor) -> Tensor:
         """Log density r(z|W) ``[S]`` of z ``[S, D]``, where a ``[S, H]`` sums up W."""
@@ -121,5 +121,5 @@ class Auxiliary(nn.Module):
         return log_density
 
 
-def _root(variance: Tensor) -> Tensor:
+def root(variance: Tensor) -> Tensor:
     return variance.clamp_min(LEAST_VARIANCE).sqrt()

@@ -26,7 +26,7 @@ from bayes_bench import (
     cosine_decay,
 )
 from bayes_bench_baselines.variational.config import MNFConfig
-from bayes_bench_baselines.variational.mnf_layers import Draw, FactorisedGaussian, MNFConv, MNFLayer, MNFLinear, _normal
+from bayes_bench_baselines.variational.mnf_layers import Draw, FactorisedGaussian, MNFConv, MNFLayer, MNFLinear, normal
 
 TREATED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -129,7 +129,7 @@ class MNF(WeightPosterior):
         def step() -> Mapping[str, Tensor]:
             x, y = next(batches)
             others = {
-                name: part.sample(_normal((1, part.noise_size), part.mean, rng)) for name, part in self._others.items()
+                name: part.sample(normal((1, part.noise_size), part.mean, rng)) for name, part in self._others.items()
             }
             own = {name: value[0] for name, value in others.items() if name in names}
             outputs = torch.func.functional_call(network, own, (x,))
@@ -197,7 +197,7 @@ class MNF(WeightPosterior):
 
         def forward(x: Tensor, *, name: str) -> Tensor:
             part = self._layers[name]
-            drawn[name] = part.draw_z(_normal((len(x), part.size), x, rng))
+            drawn[name] = part.draw_z(normal((len(x), part.size), x, rng))
             return part.sample_outputs(x, drawn[name].z, rng)
 
         network = copy.deepcopy(self.network)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayes_bench_baselines.variational.config import MNFConfig
-from bayes_bench_baselines.variational.flows import Auxiliary, Flow, Multipliers, _root
+from bayes_bench_baselines.variational.flows import Auxiliary, Flow, Multipliers, root
 
 Convolve = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -139,7 +139,7 @@ class MNFLayer(nn.Module, ABC):
         positions of one example share weights, but are drawn independently.
         """
         mean = self._mean_outputs(x, z)
-        return mean + _root(self._variances(x)) * _normal(mean.shape, mean, rng)
+        return mean + root(self._variances(x)) * normal(mean.shape, mean, rng)
 
     def kl(self, drawn: Draw, rng: torch.Generator) -> Tensor:
         """Unbiased estimate of E[KL(q(W|z) ‖ p(W)) + log q(z) − log r(z|W)] from these draws of z."""
@@ -152,7 +152,7 @@ class MNFLayer(nn.Module, ABC):
             return kl
         mean = self._rows(self.weight.mean, self.bias.mean if self.bias else None)
         std = self._rows(self.weight.std, self.bias.std if self.bias else None)
-        summary = self.auxiliary.summarise(z, mean, std, _normal((len(z), mean.shape[1]), mean, rng))
+        summary = self.auxiliary.summarise(z, mean, std, normal((len(z), mean.shape[1]), mean, rng))
         return kl + (log_q - self.auxiliary.log_prob(z, summary)).mean()
 
 
@@ -218,6 +218,6 @@ class MNFConv(MNFLayer):
         return rows if bias is None else torch.cat([rows, bias.unsqueeze(1)], dim=1)
 
 
-def _normal(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
+def normal(shape: tuple[int, ...], like: Tensor, rng: torch.Generator) -> Tensor:
     """Standard normal noise from a CPU generator, on the device of ``like``."""
     return torch.randn(shape, generator=rng, dtype=like.dtype).to(like.device)

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from bayes_bench.analysis import Evidence
+from bayes_bench.analysis.evidence import Evidence
 
 INK, MUTED, GRID, SHADE, PAPER = "#1b1f24", "#5f6874", "#e2e5e9", "#eef0f3", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9", "#882255", "#6b6b6b")

@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
-from bayes_bench.analysis import CURVE_SIZES, metric_value
+from bayes_bench.analysis.evidence import CURVE_SIZES
+from bayes_bench.analysis.records import metric_value
 from bayes_bench.metrics.base import Floats
 from bayes_bench.metrics.calibration import BINS, bin_index
 from bayes_bench.report.charts.base import (

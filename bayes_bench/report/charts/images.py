@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from bayes_bench.analysis import Images
+from bayes_bench.analysis.evidence import Images
 from bayes_bench.report.charts.base import INK, MUTED, Chart
 
 SHOWN = 4

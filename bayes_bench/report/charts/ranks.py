@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from bayes_bench.ranking import LEVEL, Ranking
+from bayes_bench.analysis.ranking import LEVEL, Ranking
 from bayes_bench.report.charts.base import INK, MUTED, Chart
 
 

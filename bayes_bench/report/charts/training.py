@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from bayes_bench.analysis import Evidence, metric_value
+from bayes_bench.analysis.evidence import Evidence
+from bayes_bench.analysis.records import metric_value
 from bayes_bench.metrics.base import Floats
 from bayes_bench.report.charts.base import (
     MUTED,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bayes_bench.analysis import Run, comparison_of, load_run, ranges, variant_of
+from bayes_bench.analysis.records import Run, comparison_of, load_run, ranges, variant_of
 from bayes_bench.errors import UsageError
 
 

@@ -10,20 +10,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from bayes_bench import metrics
-from bayes_bench.analysis import (
-    MIN_SEEDS_TO_RANK,
-    Difference,
-    Evidence,
-    Run,
-    comparison_of,
-    difference,
-    display_labels,
-    display_tasks,
-    evidence,
-    metric_value,
-    statistic,
-    variant_of,
-)
+from bayes_bench.analysis.evidence import Evidence, evidence
+from bayes_bench.analysis.records import Run, comparison_of, display_labels, display_tasks, metric_value, variant_of
+from bayes_bench.analysis.statistics import MIN_SEEDS_TO_RANK, Difference, difference, statistic
 from bayes_bench.errors import DataError, UsageError, unknown_name
 from bayes_bench.metrics import cost
 

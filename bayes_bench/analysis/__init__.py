@@ -1,0 +1,1 @@
+"""Several jobs: frames of their records, intervals, best marks, ranks, changes between two runs."""
