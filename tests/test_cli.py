@@ -14,6 +14,7 @@ import pytest
 from runs import register_fakes
 
 from bayes_bench import cli
+from bayes_bench.cli.group import SECTIONS
 from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
 from bayes_bench.results.schema import read_record
 
@@ -140,8 +141,8 @@ def test_help_takes_no_more_than_half_a_second() -> None:
 def test_help_lists_every_command_under_a_heading(call) -> None:
     outcome = call("--help")
     assert outcome.code == 0
-    assert {name for names in cli.SECTIONS.values() for name in names} == set(cli.cli.commands)
-    for heading, names in cli.SECTIONS.items():
+    assert {name for names in SECTIONS.values() for name in names} == set(cli.cli.commands)
+    for heading, names in SECTIONS.items():
         assert heading + ":" in outcome.out
         assert all(f"\n  {name} " in outcome.out for name in names)
 

@@ -27,7 +27,8 @@ from synthetic import METHODS, make_job, write_job, write_plan
 
 from bayes_bench import metrics, report
 from bayes_bench.analysis.records import load_records, results_frame
-from bayes_bench.cli_options import parse_override, parse_seeds
+from bayes_bench.cli.options import parse_override, parse_seeds
+from bayes_bench.cli.tables import result_tables
 from bayes_bench.errors import BayesBenchError, DataError
 from bayes_bench.host.files import file_facts
 from bayes_bench.jobs.plan import Override, plan
@@ -37,7 +38,6 @@ from bayes_bench.results.folder import PREDICTIONS, RECORD, RUN, job_state, load
 from bayes_bench.results.schema import FORMAT, read_record, write_checked
 from bayes_bench.tasks.spec import SuiteSpec
 from bayes_bench.tasks.suites import load_suite
-from bayes_bench.terminal import result_tables
 
 FACTOR = int(os.environ.get("BAYES_BENCH_FUZZ", "1"))
 

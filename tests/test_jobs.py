@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from runs import CURVE, DIGITS, register_fakes, suite
 
-from bayes_bench.cli_options import parse_override, parse_seeds
+from bayes_bench.cli.options import parse_override, parse_seeds
 from bayes_bench.errors import PluginError, UsageError
 from bayes_bench.host import plugins
 from bayes_bench.jobs.job import Job

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 from runs import CURVE, register_fakes, suite
 
+from bayes_bench.cli.console import stdout, table
+from bayes_bench.cli.progress import LiveProgress, PlainProgress
 from bayes_bench.jobs.plan import plan
-from bayes_bench.terminal import LiveProgress, PlainProgress, stdout, table
 
 RECORD: dict[str, Any] = {"status": "failed", "error": "too bad"}
 

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from bayes_bench.cli.console import HEADLINES, SUPERSCRIPTS, TUNING_HEADLINES, duration, number, table
 from bayes_bench.errors import printable
 from bayes_bench.jobs.job import Job, expected_seconds
 from bayes_bench.jobs.plan import find_finished
-from bayes_bench.runs.observer import Observer
 from bayes_bench.tuning.journal import plain
-from bayes_bench.tuning.plan import Result, Trial
+from bayes_bench.tuning.plan import Result
 
 if TYPE_CHECKING:
     from bayes_bench.analysis.changes import Comparison
@@ -29,224 +23,15 @@ if TYPE_CHECKING:
     from bayes_bench.runs.rerun import ArrayDifference, Repetition
     from bayes_bench.runs.verify import Difference
 
-PIPE_WIDTH = 160
-"""Columns of tables that do not go to a terminal, where nothing is gained by folding them."""
-# Metric, header, factor, decimals (None: three significant digits). ``<set>`` stands for every reported OOD set.
-HEADLINES: dict[str, tuple[tuple[str, str, float, int | None], ...]] = {
-    "classification": (
-        ("accuracy", "accuracy %", 100, 2),
-        ("nll", "NLL", 1, 4),
-        ("ece", "ECE %", 100, 2),
-        ("disagreement", "disagreement %", 100, 2),
-        ("ood_auroc/<set>", "AUROC <set>", 1, 4),
-        ("fit_seconds", "fit s", 1, None),
-    ),
-    "regression": (
-        ("rmse", "RMSE", 1, None),
-        ("nll", "NLL", 1, 4),
-        ("coverage95", "in 95 % band, %", 100, 1),
-        ("epistemic_std_ratio/outside_inside", "epistemic std outside/inside", 1, None),
-        ("fit_seconds", "fit s", 1, None),
-    ),
-}
-TUNING_HEADLINES = (
-    ("val_ood_auroc", "AUROC", 1, 4),
-    ("val_accuracy", "accuracy %", 100, 2),
-    ("val_rmse", "RMSE", 1, None),
-    ("val_nll", "NLL", 1, 4),
-    ("fit_seconds", "fit s", 1, None),
-)
 BEST_TRIALS = 5
 MOST_CLAIMS = 12
 """Published numbers that are printed after a run; more are on the page and in published.csv."""
-SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def stdout() -> Console:
-    """Tables and results."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, emoji=False)
-
-
-def duration(seconds: float | None) -> str:
-    """``45 s``, ``12 min``, ``3.5 h``, or ``unknown``."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def outcome(record: Mapping[str, Any]) -> str:
-    """One job's result in a few words."""
-    if record["status"] != "ok":
-        return f"failed: {record['error']}"
-    values = {row["name"]: row["value"] for row in record.get("metrics") or ()}
-    wanted = HEADLINES[record["kind"]][:2]
-    shown = [
-        f"{header} {number(values[name], factor, decimals)}"
-        for name, header, factor, decimals in wanted
-        if values.get(name) is not None
-    ]
-    return ", ".join([*shown, *(f"alarm: {alarm}" for alarm in record.get("alarms") or ())])
-
-
-def number(value: float, factor: float, decimals: int | None) -> str:
-    """A value of a table."""
-    scaled = value * factor
-    return f"{scaled:.3g}" if decimals is None else f"{scaled:.{decimals}f}"
 
 
 # Progress -------------------------------------------------------------------------------------------------
 
 
-class PlainProgress(Observer):
-    """A line per job on stderr: for logs, pipes and CI."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        pass
-
-    def message(self, sentence: str) -> None:
-        self._say(printable(sentence))
-
-    def _say(self, line: str) -> None:
-        with suppress(OSError):  # the reader has gone, or a log's disk is full: no reason to end a run
-            print(line, file=sys.stderr, flush=True)
-
-    def finished(
-        self,
-        job: Job,
-        number: int,
-        total: int,
-        record: Mapping[str, Any],
-        seconds: float | None,
-        seconds_left: float | None,
-    ) -> None:
-        took = "already finished" if seconds is None else duration(seconds)
-        left = f" ({duration(seconds_left)} left)" if seconds is not None and seconds_left else ""
-        self._say(f"[{number}/{total}] {job.name}: {took}; {outcome(record)}{left}")
-
-
-class FailuresOnly(PlainProgress):
-    """``--quiet``: only what went wrong."""
-
-    def finished(
-        self,
-        job: Job,
-        number: int,
-        total: int,
-        record: Mapping[str, Any],
-        seconds: float | None,
-        seconds_left: float | None,
-    ) -> None:
-        if record["status"] != "ok":
-            super().finished(job, number, total, record, seconds, None)
-
-
-class LiveProgress(PlainProgress):
-    """Bars on stderr, of the run and of every job that runs, under the lines of the finished jobs."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:3.0f} %"),
-            TextColumn("{task.fields[left]}"),
-            console=Console(stderr=True, highlight=False, emoji=False),
-            transient=True,
-        )
-        self._all: TaskID = self._progress.add_task("preparing", total=1.0, left="")
-        self._bars: dict[int, TaskID] = {}
-        self._fractions: dict[int, float] = {}
-        self._total, self._done = 1, 0
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
-
-    def message(self, sentence: str) -> None:
-        self._say(f"[yellow]{escape(printable(sentence))}[/]")
-
-    def _say(self, line: str) -> None:
-        with suppress(OSError):  # the terminal has gone
-            self._progress.console.print(line)
-
-    def started(self, job: Job, number: int, total: int, seconds_left: float | None) -> None:
-        self._total = total
-        self._remove(job)  # of an attempt before this one
-        self._bars[id(job)] = self._progress.add_task(escape(job.name), total=1.0, left="")
-        self._fractions[id(job)] = 0.0
-        self._advance(seconds_left)
-
-    def progress(self, job: Job, fraction: float, values: Mapping[str, float], seconds_left: float | None) -> None:
-        shown = "  ".join(f"{name} {value:.3g}" for name, value in list(values.items())[:3])
-        self._progress.update(self._bars[id(job)], completed=fraction, left=escape(shown))
-        self._fractions[id(job)] = fraction
-        self._advance(seconds_left)
-
-    def finished(
-        self,
-        job: Job,
-        number: int,
-        total: int,
-        record: Mapping[str, Any],
-        seconds: float | None,
-        seconds_left: float | None,
-    ) -> None:
-        self._total, self._done = total, number
-        mark = "[green]✓[/]" if record["status"] == "ok" else "[red]✗[/]"
-        took = "already finished" if seconds is None else duration(seconds)
-        self._say(f"{mark} {escape(f'{job.name}: {took}; {outcome(record)}')}")
-        self._remove(job)
-        if number == total:
-            self._progress.update(self._all, description="writing the report", completed=1.0, left="")
-        else:
-            self._advance(seconds_left)
-
-    def _remove(self, job: Job) -> None:
-        if (bar := self._bars.pop(id(job), None)) is not None:
-            self._progress.remove_task(bar)
-            del self._fractions[id(job)]
-
-    def _advance(self, seconds_left: float | None) -> None:
-        left = "" if seconds_left is None else f"about {duration(seconds_left)} left"
-        self._progress.update(
-            self._all,
-            description=f"{self._done} of {self._total} jobs",
-            completed=(self._done + sum(self._fractions.values())) / self._total,
-            left=left,
-        )
-
-
-def progress(quiet: bool) -> PlainProgress:
-    """The kind of progress that suits where stderr goes."""
-    if quiet:
-        return FailuresOnly()
-    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
-
-
 # Tables ---------------------------------------------------------------------------------------------------
-
-
-def table(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers_from: int = 99, whole: int = 0
-) -> Table:
-    """A table of plain texts; columns from ``numbers_from`` on are aligned to the right, the first ``whole`` ones are
-    never broken: what they hold is to be copied.
-    """
-    made = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    made.caption_justify = "left"
-    for index, header in enumerate(headers):
-        justify: Literal["left", "right"] = "right" if index >= numbers_from else "left"
-        made.add_column(escape(header), justify=justify, overflow="fold", no_wrap=index < whole)
-    for row in rows:
-        made.add_row(*(escape(printable(cell)) for cell in row))
-    return made
 
 
 def result_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -433,26 +218,6 @@ def repetition(found: Repetition) -> str:
 
 
 # Tuning ---------------------------------------------------------------------------------------------------
-
-
-def trial_line(result: Result, trial: Trial, seconds_left: float) -> None:
-    """A line on stderr for a trial that has just finished."""
-    shown = trial.error or ", ".join(
-        f"{header} {number(trial.scores[name], factor, decimals)}"
-        for name, header, factor, decimals in TUNING_HEADLINES
-        if name in trial.scores
-    )
-    ranked = result.rule.ranked(result.trials)
-    best = f"; best: trial {ranked[0].number}" if ranked else ""
-    left = f" ({duration(seconds_left)} left)" if seconds_left else ""
-    what = f"trial {trial.number}" + " (current settings)" * (trial.number == 0)
-    print(f"[{len(result.trials)}/{result.wanted}] {what}: {shown}{best}{left}", file=sys.stderr, flush=True)
-
-
-def failed_trial_line(result: Result, trial: Trial, seconds_left: float) -> None:
-    """``--quiet``: only what went wrong."""
-    if trial.error:
-        trial_line(result, trial, 0.0)
 
 
 def tuning_table(result: Result) -> Table:
