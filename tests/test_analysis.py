@@ -34,8 +34,8 @@ from bayes_bench.analysis.records import (
 )
 from bayes_bench.analysis.statistics import (
     BinnedGap,
-    Difference,
     ExampleMean,
+    Interval,
     RankArea,
     SeedMean,
     bootstrap,
@@ -355,7 +355,7 @@ def test_statistics_over_other_examples_cannot_be_paired():
 
 
 def test_no_worse_names_its_margin():
-    found = Difference("accuracy", "a", "b", -0.002, -0.008, 0.003, 3)
+    found = Interval("accuracy", "a", "b", -0.002, -0.008, 0.003, 3)
     assert found.no_worse(0.01)
     assert not found.no_worse(0.005)
     assert found.no_worse(0.005, higher_is_better=False)

@@ -58,7 +58,7 @@ def test_draws_of_a_method_become_vectors():
     assert (found.temperature, found.covariance_error, found.kl) == (0, 1, math.inf)
 
 
-# Comparison ---------------------------------------------------------------------------------------------------
+# MomentErrors ---------------------------------------------------------------------------------------------------
 
 
 def test_exact_draws_differ_as_much_as_chance_allows():

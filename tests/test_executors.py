@@ -24,7 +24,7 @@ from worker_runs import Seen, alive, go, log_of, number_in, rogue_entry, until, 
 
 from bayes_bench import report
 from bayes_bench.errors import UsageError
-from bayes_bench.jobs.job import Conditions, Job, Keyed
+from bayes_bench.jobs.job import Conditions, Job, PlacedJob
 from bayes_bench.jobs.plan import plan
 from bayes_bench.results.folder import read_records
 from bayes_bench.results.lock import locked
@@ -278,8 +278,8 @@ def test_more_threads_than_cores_are_said(rogue: Callable[..., Any], tmp_path: P
     jobs = plan([suite(methods=[rogue("a"), rogue("b")], seeds=[0])])
     seen = Seen()
     tasks = build_tasks(jobs)
-    keyed = [Keyed(job, task, "", "", tmp_path) for job in jobs for task in tasks.values()]
-    _check_threads(keyed, cores, Workers(jobs=2), seen)
-    _check_threads(keyed, 1, Workers(), seen)
+    placed = [PlacedJob(job, task, "", "", tmp_path) for job in jobs for task in tasks.values()]
+    _check_threads(placed, cores, Workers(jobs=2), seen)
+    _check_threads(placed, 1, Workers(), seen)
     (message,) = seen.messages
     assert f"2 jobs at once with {cores} threads each get in each other's way" in message

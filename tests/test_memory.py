@@ -193,7 +193,9 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from bayes_bench import execution, jobs, memory
+from bayes_bench.jobs import execute as execution, memory, provenance
+from bayes_bench.jobs.job import Conditions, PlacedJob
+from bayes_bench.jobs.plan import plan
 from bayes_bench.host import machine
 from bayes_bench.posterior import surroundings
 from bayes_bench.tasks.spec import SuiteSpec
@@ -209,15 +211,15 @@ task = {
     "network": {"name": "mlp", "hidden": hidden},
 }
 entry = {"label": method, "method": method, "settings": settings}
-(job,) = jobs.plan([SuiteSpec.model_validate({"name": "s", "tasks": [task], "methods": [entry], "seeds": [0]})])
+(job,) = plan([SuiteSpec.model_validate({"name": "s", "tasks": [task], "methods": [entry], "seeds": [0]})])
 surroundings.warm_up()
-execution.linear_algebra()
+provenance.linear_algebra()
 status = Path("/proc/self/status").read_text()
 before = int(status.partition("VmRSS:")[2].split()[0]) * 2**10
 task = build_task(job.task)
 machine.reset_peak_memory()
 estimate = memory.estimate(execution.build_posterior(job, task), task, job.budget, 100, "cpu")
-record = execution.execute(execution.Keyed(job, task, "k", "v", folder / "job"), execution.Conditions("cpu", threads=2))
+record = execution.execute(PlacedJob(job, task, "k", "v", folder / "job"), Conditions("cpu", threads=2))
 assert record["status"] == "ok", record["error"]
 print(json.dumps([estimate.main_bytes, machine.peak_memory_mb() * 2**20 - before]))
 """

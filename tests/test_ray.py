@@ -29,7 +29,7 @@ from bayes_bench.jobs.plan import plan
 from bayes_bench.results.folder import RECORD, SNAPSHOTS, job_state, write_files, write_job
 from bayes_bench.runs import executors
 from bayes_bench.runs.executors.base import Workers
-from bayes_bench.runs.executors.worker import DriversWish
+from bayes_bench.runs.executors.worker import StopRequest
 from bayes_bench.tasks.task import build_task
 
 ray = pytest.importorskip("ray")
@@ -212,7 +212,7 @@ def test_other_code_on_a_machine_of_the_cluster_is_refused(tmp_path: Path) -> No
 @pytest.mark.usefixtures("_on_a_node")
 @pytest.mark.parametrize("finished", [False, True])
 def test_snapshots_travel_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool) -> None:
-    def execute(item: Any, conditions: Any, monitor: Any, stop: Any) -> None:
+    def execute(item: Any, conditions: Any, watch: Any, stop: Any) -> None:
         folder = item.folder / SNAPSHOTS
         assert (folder / "part-1.snapshot").read_bytes() == b"kept"
         write_bytes(folder / "part-2.snapshot", b"new")
@@ -221,7 +221,7 @@ def test_snapshots_travel_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             with stop.deferred():
                 mail.box.stop()
                 until(lambda: stop.requested, seconds=10)
-            monitor.message("stops")
+            watch.message("stops")
         finally:
             if finished:
                 write_bytes(item.folder / RECORD, b"{}")
@@ -242,13 +242,13 @@ def test_snapshots_travel_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_courier_takes_a_changed_snapshot_again(tmp_path: Path) -> None:
     mail, path = Mail(), tmp_path / "snapshots" / "part-1.snapshot"
-    with ray_cluster.Courier(mail, "attempt", tmp_path, DriversWish()) as courier:
+    with ray_cluster.Courier(mail, "attempt", tmp_path, StopRequest()) as courier:
         for content in (b"one", b"second"):
             write_bytes(path, content)
             courier.say("message", "look")
             until(lambda content=content: any(content in letter[2] for letter in mail.box._letters))
-        courier.progress(0.1, {})
-        courier.progress(0.2, {})
+        courier.say("progress", 0.1, {})
+        courier.say("progress", 0.2, {})
     assert [letter[2] for letter in mail.box.empty() if letter[1] == "progress"][-1] == (0.2, {})
 
 
@@ -318,6 +318,6 @@ def test_a_cluster_that_does_not_answer_is_said_at_once(tmp_path: Path, address:
 
 
 def test_without_ray_the_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(executors.base.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'bayes-bench\[cluster\]'"):
         Workers("ray").check()

@@ -379,7 +379,7 @@ def test_settings_that_a_method_changes_do_not_reach_other_jobs(
 
 def test_progress_of_a_job_whose_start_was_not_told(tmp_path: Path) -> None:
     conditions, seen = Conditions("cpu"), Seen()
-    (item,) = runner._keyed(plan([suite(methods=["tiny"], seeds=[0])]), tmp_path, conditions)
+    (item,) = runner._placed(plan([suite(methods=["tiny"], seeds=[0])]), tmp_path, conditions)
     books = runner._Books([item], conditions, seen, fresh=False)
     books.progress(item, 0.5, {"loss": 1.0})
     books.progress(item, 0.6, {"loss": 1.0})

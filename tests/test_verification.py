@@ -17,7 +17,7 @@ from bayes_bench.metrics.base import Metric
 from bayes_bench.results.folder import LOG, POSTERIOR, PREDICTIONS, RECORD, RUN, read_records
 from bayes_bench.results.schema import read_record, write_checked
 from bayes_bench.runs.run import run
-from bayes_bench.runs.verify import Difference, verify
+from bayes_bench.runs.verify import Mismatch, verify
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_an_altered_metric_is_found_although_every_file_is_valid(run_dir: Path) 
     change(run_dir, "pair", metrics=altered, alarms=["made up"])
     found = verify(run_dir)
     accuracy, alarms = found.differences
-    assert accuracy == Difference("value", "digits/pair seed 0", "accuracy", repr(old + 1e-9), f"{old!r} (by 1e-09)")
+    assert accuracy == Mismatch("value", "digits/pair seed 0", "accuracy", repr(old + 1e-9), f"{old!r} (by 1e-09)")
     assert (alarms.kind, alarms.what, alarms.recorded) == ("value", "alarms", "['made up']")
     assert found.exit_code == 1
 

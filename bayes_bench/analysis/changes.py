@@ -12,7 +12,7 @@ import pandas as pd
 from bayes_bench import metrics
 from bayes_bench.analysis.evidence import Evidence, evidence
 from bayes_bench.analysis.records import Run, comparison_of, display_labels, display_tasks, metric_value, variant_of
-from bayes_bench.analysis.statistics import MIN_SEEDS_TO_RANK, Difference, difference, statistic
+from bayes_bench.analysis.statistics import MIN_SEEDS_TO_RANK, Interval, difference, statistic
 from bayes_bench.errors import DataError, UsageError, unknown_name
 from bayes_bench.metrics import cost
 
@@ -28,7 +28,7 @@ class Change:
 
     Attributes:
         seeds_before, seeds_after: how many have a value.
-        low, high: 95 % interval of after − before, as ``analysis.Difference``, paired where the seeds are the same; of
+        low, high: 95 % interval of after − before, as ``analysis.Interval``, paired where the seeds are the same; of
             seeds alone where the metric is no mean over examples or the runs' test data differ.
         verdict: ``higher`` and ``lower`` for metrics without a better direction; ``too few seeds`` below three in one
             of the runs.
@@ -47,7 +47,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunChanges:
     """All changes, and what was set up differently.
 
     Attributes:
@@ -72,7 +72,7 @@ class Comparison:
         return pd.DataFrame([asdict(change) for change in self.changes], columns=list(Change.__dataclass_fields__))
 
 
-def compare_runs(before: Run, after: Run, wanted: Mapping[str, Sequence[str]] | Sequence[str]) -> Comparison:
+def compare_runs(before: Run, after: Run, wanted: Mapping[str, Sequence[str]] | Sequence[str]) -> RunChanges:
     """Compare what both runs have finished, by the names of tasks and methods.
 
     Args:
@@ -101,7 +101,7 @@ def compare_runs(before: Run, after: Run, wanted: Mapping[str, Sequence[str]] | 
         here = _known(*records)
         metrics = dict.fromkeys(metric for name in names for metric in _matching(name, here))
         changes += [change for metric in metrics if (change := _change(place, metric, *jobs)) is not None]
-    return Comparison(
+    return RunChanges(
         tuple(changes),
         tuple(_differing(common, sides)),
         tuple(place for place in sides[0] if place not in sides[1]),
@@ -162,7 +162,7 @@ def _change(place: Place, name: str, before: Sequence[Evidence], after: Sequence
     )
 
 
-def _verdict(gap: Difference, same: bool, higher_is_better: bool | None) -> Verdict:
+def _verdict(gap: Interval, same: bool, higher_is_better: bool | None) -> Verdict:
     if same:
         return "same"
     if gap.seeds < MIN_SEEDS_TO_RANK:

@@ -227,7 +227,7 @@ def _draw(rng: np.random.Generator, replicates: int, size: int) -> Floats:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Interval:
     """first − second of a metric, with an interval that allows for the choice of examples and of training seeds.
 
     Attributes:
@@ -269,7 +269,7 @@ def difference(
     replicates: int = REPLICATES,
     seed: int = 0,
     level: float = LEVEL,
-) -> Difference:
+) -> Interval:
     """Difference of two named statistics over the same examples.
 
     Args:
@@ -297,7 +297,7 @@ def _difference(
     *,
     methods: int = 2,
     paired: bool = False,
-) -> Difference:
+) -> Interval:
     left, right = first[1].per_seed(), second[1].per_seed()
     value = float(left.mean() - right.mean())
     # Variances and their degrees of freedom.
@@ -309,7 +309,7 @@ def _difference(
     if 0 < variance < math.inf:
         freedom = 1 / sum((part / variance) ** 2 / max(1, own) for part, own in parts)
         half = _quantile(level, methods, freedom) * math.sqrt(variance)
-    return Difference(metric, first[0], second[0], value, value - half, value + half, min(len(left), len(right)), level)
+    return Interval(metric, first[0], second[0], value, value - half, value + half, min(len(left), len(right)), level)
 
 
 def _quantile(level: float, methods: int, freedom: float) -> float:
@@ -347,7 +347,7 @@ class Marks:
 
     best: str | None
     tied: frozenset[str] = frozenset()
-    differences: Mapping[str, Difference] = field(default_factory=dict)
+    differences: Mapping[str, Interval] = field(default_factory=dict)
     declined: str = ""
 
 
@@ -396,7 +396,7 @@ def compare(
     *,
     replicates: int = 10_000,
     seed: int = 0,
-) -> Difference:
+) -> Interval:
     """Compare two methods of a run folder on one metric of one task: first − second with a 95 % interval.
 
     Raises:

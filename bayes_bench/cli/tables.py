@@ -18,10 +18,10 @@ from bayes_bench.tuning.journal import plain
 from bayes_bench.tuning.plan import Result
 
 if TYPE_CHECKING:
-    from bayes_bench.analysis.changes import Comparison
+    from bayes_bench.analysis.changes import RunChanges
     from bayes_bench.metrics.references import Reference
-    from bayes_bench.runs.rerun import ArrayDifference, Repetition
-    from bayes_bench.runs.verify import Difference
+    from bayes_bench.runs.rerun import ArrayMismatch, Repetition
+    from bayes_bench.runs.verify import Mismatch
 
 BEST_TRIALS = 5
 MOST_CLAIMS = 12
@@ -162,13 +162,13 @@ def plan_table(jobs: Sequence[Job], run_dir: Path, device: str, memory_limit_mb:
 # Looking again --------------------------------------------------------------------------------------------
 
 
-def differences_table(differences: Sequence[Difference], title: str = "") -> Table:
+def differences_table(differences: Sequence[Mismatch], title: str = "") -> Table:
     """What is not as it was recorded, a row each."""
     rows = [[one.where, one.kind, one.what, one.recorded, one.found] for one in differences]
     return table(["where", "kind", "what", "in the record", "now"], rows, title=title)
 
 
-def arrays_table(arrays: Sequence[ArrayDifference]) -> Table:
+def arrays_table(arrays: Sequence[ArrayMismatch]) -> Table:
     """By how much stored arrays differ, a row each."""
     rows = [
         [one.name, one.problem or f"{one.differing:,} of {one.size:,}", "" if one.problem else f"{one.largest:.3g}"]
@@ -177,7 +177,7 @@ def arrays_table(arrays: Sequence[ArrayDifference]) -> Table:
     return table(["array", "values that differ", "at most by"], rows, numbers_from=1)
 
 
-def changes_tables(found: Comparison, before: str, after: str) -> list[Table]:
+def changes_tables(found: RunChanges, before: str, after: str) -> list[Table]:
     """Metrics of two runs side by side, a table per task; ``before`` and ``after`` name the runs."""
     from bayes_bench.report.tables import signed
 
@@ -201,7 +201,7 @@ def changes_tables(found: Comparison, before: str, after: str) -> list[Table]:
     return tables
 
 
-def setup_table(found: Comparison, before: str, after: str) -> Table:
+def setup_table(found: RunChanges, before: str, after: str) -> Table:
     """What two runs were set up with differently."""
     return table(["where", "what", before, after], [list(row) for row in found.differing], title="Set up differently")
 

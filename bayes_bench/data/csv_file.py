@@ -58,7 +58,7 @@ class CsvInputOptions(Settings):
 
 
 @dataclass(frozen=True)
-class Table:
+class Rows:
     """Cells as text; ``lines[i]`` is the line of the file where row i ends, counted from 1."""
 
     path: Path
@@ -116,7 +116,7 @@ class Table:
         return {name: place for place, name in enumerate(self.header)}
 
 
-def read_table(path: Path, delimiter: str = ",") -> Table:
+def read_table(path: Path, delimiter: str = ",") -> Rows:
     """Read a CSV file with a header; empty lines are skipped.
 
     Raises:
@@ -149,7 +149,7 @@ def read_table(path: Path, delimiter: str = ",") -> Table:
         raise DataError(f"{path}, line 1: only numbers; the first line must name the columns")
     if repeated := {name for name, times in Counter(header).items() if times > 1}:
         raise DataError(f"{path}, line 1: column named twice: {', '.join(sorted(repeated))}")
-    return Table(path, header, rows, lines)
+    return Rows(path, header, rows, lines)
 
 
 def _is_number(cell: str) -> bool:
@@ -182,7 +182,7 @@ def split(options: CsvOptions, data_root: Path, kind: Kind) -> Split:
 
 
 def _arrays(
-    table: Table, features: Sequence[str], target: Sequence[str], kind: Kind, known: tuple[str, ...] | None
+    table: Rows, features: Sequence[str], target: Sequence[str], kind: Kind, known: tuple[str, ...] | None
 ) -> tuple[Arrays, tuple[str, ...]]:
     x = table.numbers(features)
     if kind == "regression":

@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from bayes_bench.host import machine
 from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs import memory
 from bayes_bench.jobs.gallery import gallery
-from bayes_bench.jobs.job import Conditions, Job, Keyed
+from bayes_bench.jobs.job import Conditions, Job, PlacedJob
 from bayes_bench.jobs.predictions import elements, gram_matrices, is_weight, predict_task
 from bayes_bench.jobs.provenance import code_of, derived_seed, record_before
+from bayes_bench.jobs.watch import FitProgress, Watch
 from bayes_bench.methods import registry
 from bayes_bench.metrics.measure import measure
 from bayes_bench.posterior.base import WeightPosterior, WeightSamples
@@ -38,13 +39,6 @@ NETWORKS = 100
 TIMED_INPUTS = 500
 
 
-class JobMonitor(Monitor, Protocol):
-    """Whoever watches a job."""
-
-    def message(self, sentence: str) -> None:
-        """Something the user should know of the job; its name is to be put before the sentence."""
-
-
 def default_threads(task: Task) -> int:
     """CPU threads of a job for which the user has set none; depends on the network and the machine alone."""
     return 1 if is_small(task.build_network(0)) else machine.physical_cores()
@@ -54,7 +48,7 @@ def default_threads(task: Task) -> int:
 
 
 def execute(
-    item: Keyed, conditions: Conditions, monitor: JobMonitor | None = None, stop: Stop | None = None
+    item: PlacedJob, conditions: Conditions, watch: Watch | None = None, stop: Stop | None = None
 ) -> dict[str, Any]:
     """Fit, draw, predict, measure, store. Whatever the method raises becomes a failed record.
 
@@ -70,13 +64,13 @@ def execute(
         UsageError: the results cannot be written.
         KeyboardInterrupt: passed on; the job then has no record.
     """
-    device = torch.device(conditions.device)
+    device, watch = torch.device(conditions.device), watch or Watch()
     snapshots = Snapshots(
         item.folder / SNAPSHOTS,
         {"job": item.key, "code": code_of(item.job, conditions.allow_code), "torch": torch.__version__},
         every=conditions.snapshot_every,
         stop=stop,
-        **({"tell": monitor.message} if monitor else {}),
+        tell=watch.message,
     )
     threads = conditions.threads or default_threads(item.task)
     with (
@@ -91,7 +85,7 @@ def execute(
         predictions: dict[str, np.ndarray] | None = None
         posterior: WeightPosterior | None = None
         try:
-            posterior, measured, predictions = _fit_and_predict(item, conditions, monitor, snapshots)
+            posterior, measured, predictions = _fit_and_predict(item, conditions, FitProgress(watch), snapshots)
             check_new_record(record | measured)  # a plug-in's fit may say anything of itself
             record |= measured
             record |= measure(predictions, record) | {"status": "ok"}
@@ -125,7 +119,7 @@ def reason(error: BaseException, job: Job) -> str:
     return f"{named(error)} (memory ran out; lower --memory-limit, the number of parallel jobs{method}, or the network)"
 
 
-def write_failure(item: Keyed, conditions: Conditions, error: str, log: str) -> dict[str, Any]:
+def write_failure(item: PlacedJob, conditions: Conditions, error: str, log: str) -> dict[str, Any]:
     """Write the failed record of a job that could not do it itself: its process died or took too long.
 
     Snapshots stay, so that the job goes on from there when it is run again.
@@ -145,12 +139,12 @@ def write_failure(item: Keyed, conditions: Conditions, error: str, log: str) -> 
     return write_job(item.folder, record, log="\n".join(lines) + "\n")
 
 
-def _first_line(item: Keyed, started: datetime) -> str:
+def _first_line(item: PlacedJob, started: datetime) -> str:
     return f"{started.isoformat(timespec='seconds')} {item.job.name}, method {item.job.method}, key {item.key}"
 
 
 def _fit_and_predict(
-    item: Keyed, conditions: Conditions, monitor: Monitor | None, snapshots: Snapshots
+    item: PlacedJob, conditions: Conditions, monitor: Monitor, snapshots: Snapshots
 ) -> tuple[WeightPosterior, dict[str, Any], dict[str, np.ndarray]]:
     job, task, device = item.job, item.task, torch.device(conditions.device)
     check_memory(job, task, conditions)

@@ -48,7 +48,7 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class Keyed:
+class PlacedJob:
     """A job that its data have given a key and a folder."""
 
     job: Job

@@ -38,7 +38,7 @@ STATE_COPIES = 4
 
 
 @dataclass(frozen=True)
-class Part:
+class Need:
     """Something that takes memory, in words, and what to change where it is too much."""
 
     what: str
@@ -50,8 +50,8 @@ class Part:
 class Estimate:
     """What a job needs at least when it needs most: in main memory, and on a GPU where it uses one."""
 
-    main: tuple[Part, ...]
-    gpu: tuple[Part, ...] = ()
+    main: tuple[Need, ...]
+    gpu: tuple[Need, ...] = ()
 
     @property
     def main_bytes(self) -> float:
@@ -82,26 +82,26 @@ def estimate(posterior: WeightPosterior, task: Task, budget: int, networks: int,
     # Of a method that stores fewer than it may where the budget is small, those that it is sure to store.
     drawn = networks if posterior.support is None else int(held.draw)
     inputs = _inputs(task)
-    data = Part("data", sum(map(_size, _tensors(task))), "give the task fewer examples")
+    data = Need("data", sum(map(_size, _tensors(task))), "give the task fewer examples")
     predictions = _predictions(posterior, inputs, drawn)
     largest = max(inputs, key=len)
     block = posterior.stacked.block_bytes(drawn, largest, device)
 
-    def networks_part(count: float) -> Part:
+    def networks_part(count: float) -> Need:
         names = [name for name in SETTINGS if name in type(posterior.config).model_fields]
         smaller = f"lower {' or '.join(names)}, or choose a smaller network" if names else "choose a smaller network"
         each = posterior.network_bytes
-        return Part(f"{count:,.0f} times a network's {machine.size_in_words(each)}", count * each, smaller)
+        return Need(f"{count:,.0f} times a network's {machine.size_in_words(each)}", count * each, smaller)
 
-    def stored(copies: int) -> Part:
-        return Part(
+    def stored(copies: int) -> Need:
+        return Need(
             f"predictions of {drawn:,} networks for {sum(map(len, inputs)):,} inputs"
             + f", {copies} times" * (copies > 1),
             copies * predictions,
             "give the task fewer test or out-of-distribution examples",
         )
 
-    evaluation = Part("one evaluation", block, "lower --memory-limit")
+    evaluation = Need("one evaluation", block, "lower --memory-limit")
     fitting = [networks_part(OWN_NETWORKS + held.fit)]
     drawing = [networks_part(OWN_NETWORKS + held.state + held.drawing)]
     predicting = [networks_part(OWN_NETWORKS + held.state + held.draw), evaluation]
@@ -109,7 +109,7 @@ def estimate(posterior: WeightPosterior, task: Task, budget: int, networks: int,
     if device == "cpu":
         writing = [networks_part(OWN_NETWORKS + held.state), stored(PREDICTION_COPIES)]
         return Estimate(_most(data, fitting, drawing, [*predicting, stored(1)], writing, saving))
-    own = Part("training data", sum(map(_size, _fit_tensors(task))), data.remedy)
+    own = Need("training data", sum(map(_size, _fit_tensors(task))), data.remedy)
     return Estimate(_most(data, [stored(PREDICTION_COPIES)], saving), gpu=_most(own, fitting, drawing, predicting))
 
 
@@ -119,12 +119,12 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _most(always: Part, *phases: Sequence[Part]) -> tuple[Part, ...]:
+def _most(always: Need, *phases: Sequence[Need]) -> tuple[Need, ...]:
     """The phase of a job that needs most, with what is held all the time."""
     return (always, *max(phases, key=lambda parts: sum(part.bytes for part in parts)))
 
 
-def _check(parts: Sequence[Part], there: float | None, kind: str, parallel_jobs: int) -> None:
+def _check(parts: Sequence[Need], there: float | None, kind: str, parallel_jobs: int) -> None:
     needed = sum(part.bytes for part in parts)
     if there is None or needed <= there / parallel_jobs:
         return

@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from bayes_bench.host import machine
-from bayes_bench.jobs.job import Conditions, Job, Keyed
+from bayes_bench.jobs.job import Conditions, Job, PlacedJob
 from bayes_bench.methods import registry
 from bayes_bench.results.schema import FORMAT
 from bayes_bench.tasks.spec import CustomNetworkSpec
@@ -27,7 +27,7 @@ def derived_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:6], "big")
 
 
-def record_before(item: Keyed, started: datetime, conditions: Conditions) -> dict[str, Any]:
+def record_before(item: PlacedJob, started: datetime, conditions: Conditions) -> dict[str, Any]:
     """A record with all that is known before training; as it is, the record of a failure."""
     job, task = item.job, item.task
     return {

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bayes_bench import metrics
 from bayes_bench.analysis.records import published_frame
-from bayes_bench.report.tables import Comparison, decimals_for, number, signed
+from bayes_bench.report.tables import TaskComparison, decimals_for, number, signed
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def claims(frame: pd.DataFrame) -> list[Claim]:
     return [_claim(row) for row in frame.to_dict("records")]
 
 
-def claims_of(comparison: Comparison) -> list[Claim]:
+def claims_of(comparison: TaskComparison) -> list[Claim]:
     """Those of one comparison."""
     return claims(published_frame([record for records in comparison.records.values() for record in records]))
 
@@ -70,7 +70,7 @@ class Headline:
     text: str
 
 
-def headlines(comparison: Comparison) -> list[Headline]:
+def headlines(comparison: TaskComparison) -> list[Headline]:
     """Who is best on the task and whether that is more than noise, one sentence per question."""
     if comparison.kind == "classification":
         asked = [("Accuracy", "accuracy", 100.0, " %", 2), ("NLL", "nll", 1.0, "", 3)]
@@ -91,7 +91,7 @@ def headlines(comparison: Comparison) -> list[Headline]:
     return found
 
 
-def _headline(comparison: Comparison, metric: str, scale: float, unit: str, digits: int) -> str:
+def _headline(comparison: TaskComparison, metric: str, scale: float, unit: str, digits: int) -> str:
     known = metrics.find(metric, comparison.kind)
     values = {m: comparison.values(m, metric) for m in comparison.records}
     values = {m: v for m, v in values.items() if v}

@@ -33,7 +33,7 @@ from bayes_bench.analysis.statistics import LEVEL, MIN_SEEDS_TO_RANK, REPLICATES
 from bayes_bench.errors import BayesBenchError, counted, printable
 from bayes_bench.report.charts import CHARTS, Chart, CriticalDifference, Look
 from bayes_bench.report.findings import claims_of, headlines, listed
-from bayes_bench.report.tables import Comparison, number, plain_table, tables_for
+from bayes_bench.report.tables import TaskComparison, number, plain_table, tables_for
 
 RANKED = ("nll", "accuracy")
 """Metrics that methods are ranked by across tasks."""
@@ -48,7 +48,7 @@ class Book:
     """
 
     run: Run
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[TaskComparison, ...]
     look: Look
     problems: tuple[str, ...]
 
@@ -86,13 +86,13 @@ def open_book(run: Run) -> Book:
                     # The metrics in the record still count; only figures and marks need the predictions.
                     job = Evidence(record, {})
                 jobs.setdefault(method, []).append(job)
-        comparisons.append(Comparison(tasks[identifier], f"task-{i + 1}", methods, jobs))
+        comparisons.append(TaskComparison(tasks[identifier], f"task-{i + 1}", methods, jobs))
     names = dict.fromkeys(name for comparison in comparisons for name in comparison.records)
     in_order = sorted(names, key=lambda n: planned.index(n) if n in planned else len(planned))
     return Book(run, tuple(comparisons), Look(tuple(in_order)), tuple(problems))
 
 
-def charts_for(book: Book, comparison: Comparison) -> list[Chart]:
+def charts_for(book: Book, comparison: TaskComparison) -> list[Chart]:
     """The figures of a comparison that have something to show."""
     made = [chart(comparison.jobs, book.look) for chart in CHARTS[comparison.kind]]
     return [chart for chart in made if chart.panels()]
@@ -205,7 +205,7 @@ def _budgets(book: Book) -> list[str]:
     return [f"{name}: {share} the suite's budget" for name, share in shares.items() if share]
 
 
-def _section(book: Book, comparison: Comparison) -> dict[str, Any]:
+def _section(book: Book, comparison: TaskComparison) -> dict[str, Any]:
     record = comparison.any_record
     data = record.get("data") or {}
     return {

@@ -95,7 +95,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TaskComparison:
     """All that was run on one task with the same data and budget.
 
     Attributes:
@@ -169,7 +169,7 @@ class Comparison:
 
 
 def build(
-    comparison: Comparison,
+    comparison: TaskComparison,
     caption: str,
     columns: Sequence[Column],
     remarks: Iterable[str] = (),
@@ -199,13 +199,13 @@ def build(
     return Table(caption, headers, shown, tuple(rows), letters, tuple(remarks), primary)
 
 
-def seeds_of(comparison: Comparison, method: str) -> str:
+def seeds_of(comparison: TaskComparison, method: str) -> str:
     """``3``, or ``2 of 3`` where jobs failed."""
     total, finished = len(comparison.records[method]), len(comparison.jobs.get(method, ()))
     return str(total) if finished == total else f"{finished} of {total}"
 
 
-def tags_of(comparison: Comparison, method: str) -> tuple[str, ...]:
+def tags_of(comparison: TaskComparison, method: str) -> tuple[str, ...]:
     """What a reader must know about a method beside its name."""
     records = comparison.records[method]
     found = []
@@ -219,14 +219,14 @@ def tags_of(comparison: Comparison, method: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _header(comparison: Comparison, column: Column) -> Header:
+def _header(comparison: TaskComparison, column: Column) -> Header:
     known = metrics.find(column.metric, comparison.kind)
     better = known.higher_is_better if known and column.marked else None
     direction = {True: "↑", False: "↓", None: ""}[better]
     return Header(column.header, direction, f"{column.metric}: {known.description}" if known else column.metric)
 
 
-def _cell(comparison: Comparison, method: str, column: Column, decimals: int, notes: dict[str, str]) -> Cell:
+def _cell(comparison: TaskComparison, method: str, column: Column, decimals: int, notes: dict[str, str]) -> Cell:
     values = [v * column.scale for v in comparison.values(method, column.metric)]
     if not values:
         reason = comparison.reason(method, column.metric)
@@ -258,7 +258,7 @@ def _cell(comparison: Comparison, method: str, column: Column, decimals: int, no
     return Cell(text, spread, mark, title=title)
 
 
-def _decimals(comparison: Comparison, column: Column) -> int:
+def _decimals(comparison: TaskComparison, column: Column) -> int:
     if column.fixed:
         return column.digits
     largest = max(abs(np.mean(v)) for m in comparison.records if (v := comparison.values(m, column.metric)))
@@ -320,14 +320,14 @@ def plain_table(frame: pd.DataFrame) -> dict[str, Any]:
 # What is shown --------------------------------------------------------------------------------------------
 
 
-def tables_for(comparison: Comparison) -> list[Table]:
+def tables_for(comparison: TaskComparison) -> list[Table]:
     """The tables of one comparison, in order of importance; those without any value are left out."""
     makers = _class_tables if comparison.kind == "classification" else _value_tables
     rest = (_chain_table(comparison), _student_table(comparison), _plugin_table(comparison), _cost_table(comparison))
     return [table for table in (*makers(comparison), *rest) if table is not None]
 
 
-def _class_tables(comparison: Comparison) -> Iterable[Table | None]:
+def _class_tables(comparison: TaskComparison) -> Iterable[Table | None]:
     yield build(
         comparison,
         "Prediction",
@@ -377,7 +377,7 @@ def _class_tables(comparison: Comparison) -> Iterable[Table | None]:
     yield _weight_table(comparison)
 
 
-def _ood_remarks(comparison: Comparison, name: str) -> Iterable[str]:
+def _ood_remarks(comparison: TaskComparison, name: str) -> Iterable[str]:
     yield "Out is the positive class; ties count ½. FPR95: share of test images flagged when 95 % of the set is."
     base = [v for m in comparison.records for v in comparison.values(m, f"aupr_base_rate/{name}")]
     if base:
@@ -387,7 +387,7 @@ def _ood_remarks(comparison: Comparison, name: str) -> Iterable[str]:
         yield f"Floor: the mean intensity of the image alone, without any network, reaches AUROC {np.mean(floor):.3f}."
 
 
-def _class_reference_table(comparison: Comparison) -> Table | None:
+def _class_reference_table(comparison: TaskComparison) -> Table | None:
     columns = [
         Column("reference_tv", "test", 3, fixed=True, group="Total variation"),
         *(
@@ -405,7 +405,7 @@ def _class_reference_table(comparison: Comparison) -> Table | None:
     return _reference_table(comparison, columns, said)
 
 
-def _value_reference_table(comparison: Comparison) -> Table | None:
+def _value_reference_table(comparison: TaskComparison) -> Table | None:
     columns = [
         Column(f"{metric}/{region}", region, 3, fixed=fixed, group=group)
         for metric, group, fixed in (
@@ -419,7 +419,7 @@ def _value_reference_table(comparison: Comparison) -> Table | None:
     return _reference_table(comparison, columns, said)
 
 
-def _reference_table(comparison: Comparison, columns: Sequence[Column], said: str) -> Table | None:
+def _reference_table(comparison: TaskComparison, columns: Sequence[Column], said: str) -> Table | None:
     remarks = [said, "A variance ratio of 1 is right; below 1 the method is too certain."]
     if facts := comparison.reference:
         remarks += _reference_remarks(facts, columns)
@@ -445,7 +445,7 @@ def _reference_remarks(facts: Mapping[str, Any], columns: Sequence[Column]) -> I
         yield f"Its resolution, the same numbers between two halves of its networks: {'; '.join(parts)}."
 
 
-def _function_table(comparison: Comparison) -> Table | None:
+def _function_table(comparison: TaskComparison) -> Table | None:
     columns = [
         Column("disagreement", "test", group="Disagreement"),
         *(Column(f"disagreement/{name}", name, group="Disagreement") for name in comparison.ood_sets),
@@ -467,7 +467,7 @@ def _function_table(comparison: Comparison) -> Table | None:
     return build(comparison, "Diversity of predictions", columns, remarks)
 
 
-def _weight_table(comparison: Comparison) -> Table | None:
+def _weight_table(comparison: TaskComparison) -> Table | None:
     columns = [
         Column(f"{metric}/{layer}", layer, 3, fixed=True, group=group)
         for metric, group, layers in (
@@ -484,7 +484,7 @@ def _weight_table(comparison: Comparison) -> Table | None:
     return build(comparison, "Diversity of weights", columns, remarks)
 
 
-def _value_tables(comparison: Comparison) -> Iterable[Table | None]:
+def _value_tables(comparison: TaskComparison) -> Iterable[Table | None]:
     yield build(
         comparison,
         "Prediction",
@@ -517,7 +517,7 @@ def _value_tables(comparison: Comparison) -> Iterable[Table | None]:
     yield _weight_table(comparison)
 
 
-def _chain_table(comparison: Comparison) -> Table | None:
+def _chain_table(comparison: TaskComparison) -> Table | None:
     """How far the chains of samplers are from having converged, by what these report."""
     columns = [
         Column("diagnostic/rhat_predictions", "predictions", group="R-hat"),
@@ -535,7 +535,7 @@ def _chain_table(comparison: Comparison) -> Table | None:
     return build(comparison, "Chains", columns, remarks)
 
 
-def _student_table(comparison: Comparison) -> Table | None:
+def _student_table(comparison: TaskComparison) -> Table | None:
     """Distilled methods beside what they were distilled from."""
     columns = [
         Column(f"diagnostic/{who}_{what}", who, group=text)
@@ -554,14 +554,14 @@ def _student_table(comparison: Comparison) -> Table | None:
     return build(comparison, "Student and teacher", columns, remarks)
 
 
-def _plugin_table(comparison: Comparison) -> Table | None:
+def _plugin_table(comparison: TaskComparison) -> Table | None:
     """Metrics that are not ours; where their package is not installed, nothing says which direction is better."""
     rows = (row for jobs in comparison.jobs.values() for job in jobs for row in job.record.get("metrics") or ())
     names = dict.fromkeys(row["name"] for row in rows if find_in(metrics.CATALOGUE, row["name"]) is None)
     return build(comparison, "Metrics of plug-ins", [Column(name, name) for name in names])
 
 
-def _cost_table(comparison: Comparison) -> Table | None:
+def _cost_table(comparison: TaskComparison) -> Table | None:
     budget = (comparison.any_record.get("budget") or {}).get("total")
     remarks = ["One gradient evaluation is one network on one example, forward and backward; forward alone is a third."]
     if budget:

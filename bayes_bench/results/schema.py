@@ -114,7 +114,7 @@ class NamedSet(Part):
     name: Name
 
 
-class Claim(Part):
+class ClaimSchema(Part):
     """A published number, as ``suite.PublishedSpec``."""
 
     method: Name
@@ -133,7 +133,7 @@ class TaskTable(Part):
     curve: Curve | None = None
     budget: Positive | None = None
     reference: Text | None = None
-    published: list[Claim] = []
+    published: list[ClaimSchema] = []
     collapse_threshold: float = COLLAPSE_THRESHOLD
 
 
@@ -209,7 +209,7 @@ class PlannedJob(Part):
     seed: Count
 
 
-class Run(Part):
+class RunSchema(Part):
     """``run.json``."""
 
     jobs: list[PlannedJob]
@@ -237,7 +237,7 @@ def check_run(content: Mapping[str, Any]) -> None:
     Raises:
         DataError: says which key is wrong.
     """
-    check(Run, content)
+    check(RunSchema, content)
 
 
 def check(model: type[Part], content: Mapping[str, Any]) -> None:

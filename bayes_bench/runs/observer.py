@@ -1,25 +1,12 @@
-"""Who is told of a run, and of the jobs in it. Imports no torch."""
+"""Who is told how a run gets on. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bayes_bench.jobs.job import Job, Keyed
-
-
-class Watch(Protocol):
-    """Whoever is told how jobs get on."""
-
-    def started(self, item: Keyed) -> None:
-        """The job itself begins now, not its worker."""
-
-    def progress(self, item: Keyed, fraction: float, values: Mapping[str, float]) -> None:
-        """``fraction`` of the job's budget is spent; a few times a second."""
-
-    def message(self, item: Keyed, sentence: str) -> None:
-        """Something the user should know of the job."""
+    from bayes_bench.jobs.job import Job
 
 
 class Observer:

@@ -21,7 +21,7 @@ from bayes_bench.methods import registry
 from bayes_bench.metrics.cost import MEASURED
 from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, check_file
 from bayes_bench.results.schema import read_record
-from bayes_bench.runs.verify import Difference, compare_metrics
+from bayes_bench.runs.verify import Mismatch, compare_metrics
 from bayes_bench.settings import explain
 
 
@@ -51,7 +51,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class ArrayDifference:
+class ArrayMismatch:
     """Of one stored array: how many of its values differ and by how much at most, or why they cannot be compared."""
 
     name: str
@@ -75,8 +75,8 @@ class Repetition:
 
     record: Mapping[str, Any]
     same: bool
-    arrays: tuple[ArrayDifference, ...] = ()
-    differences: tuple[Difference, ...] = ()
+    arrays: tuple[ArrayMismatch, ...] = ()
+    differences: tuple[Mismatch, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -129,7 +129,7 @@ def repeat(
         threads: other than those that the record names.
         data_root: folder of the benchmark data, as in ``tasks.build_task``.
         allow_code: Python files that the network may come from.
-        tell: called before training with what is not as it was when the record was made: a list of ``Difference``.
+        tell: called before training with what is not as it was when the record was made: a list of ``Mismatch``.
 
     Raises:
         UsageError: a GPU is needed and there is none, ``out`` cannot be written, or the task cannot be built.
@@ -137,7 +137,7 @@ def repeat(
         PluginError: the method is broken.
     """
     from bayes_bench.jobs.execute import execute
-    from bayes_bench.jobs.job import Conditions, Keyed
+    from bayes_bench.jobs.job import Conditions, PlacedJob
     from bayes_bench.jobs.provenance import code_of, machine_facts, task_fields
     from bayes_bench.posterior.checks import resolve_device
     from bayes_bench.tasks.task import build_task
@@ -159,7 +159,7 @@ def repeat(
     except (MemoryError, RuntimeError) as error:
         raise DataError(f"the task {job.task.name!r} of {recorded.folder} cannot be built: {error}") from error
     place = (task.checksum, conditions.device_class, conditions.memory_limit_mb)
-    item = Keyed(job, task, job.key(*place), job.variant(*place), out)
+    item = PlacedJob(job, task, job.key(*place), job.variant(*place), out)
     now = {
         "key": item.key,
         "code": code_of(job, conditions.allow_code),
@@ -173,19 +173,19 @@ def repeat(
     return _compare(recorded, record, out, before)
 
 
-def _before(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Difference]:
+def _before(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Mismatch]:
     """What a record says before training: code, versions, machine, data, and so the key."""
     for part in ("code", "checkout", "versions", "machine", "data"):
         old, new = (record.get(part) for record in (then, now))
         if not (isinstance(old, dict) and isinstance(new, dict)):
             if old != new:
-                yield Difference("version", part, part, str(old), str(new))
+                yield Mismatch("version", part, part, str(old), str(new))
             continue
         for name in {**old, **new}:
             if old.get(name) != new.get(name) and (part, name) != ("machine", "memory_gb"):
-                yield Difference("version", part, name, str(old.get(name)), str(new.get(name)))
+                yield Mismatch("version", part, name, str(old.get(name)), str(new.get(name)))
     if then["key"] != now["key"]:
-        yield Difference("version", "the job", "key", str(then["key"])[:8], now["key"][:8])
+        yield Mismatch("version", "the job", "key", str(then["key"])[:8], now["key"][:8])
 
 
 def _compare(recorded: Recorded, new: Mapping[str, Any], out: Path, before: Mapping[str, Any]) -> Repetition:
@@ -193,50 +193,50 @@ def _compare(recorded: Recorded, new: Mapping[str, Any], out: Path, before: Mapp
     if "failed" in (old["status"], new["status"]):
         ends = ["ok" if record["status"] == "ok" else f"failed: {record.get('error')}" for record in (old, new)]
         same = ends[0] == ends[1]
-        return Repetition(new, same, differences=() if same else (Difference("value", where, "result", *ends),))
+        return Repetition(new, same, differences=() if same else (Mismatch("value", where, "result", *ends),))
     notes = [problem for problem in before.values() if isinstance(problem, str)]
-    arrays: list[ArrayDifference] = []
+    arrays: list[ArrayMismatch] = []
     for name, stored in before.items():
         if old["files"].get(name, {}).get("sha256") != new["files"][name]["sha256"]:
             if isinstance(stored, str):
-                arrays.append(ArrayDifference(name, problem="the file's checksum differs"))
+                arrays.append(ArrayMismatch(name, problem="the file's checksum differs"))
             elif apart := _arrays(stored, _load(out / name)):
                 arrays += apart
             elif name != POSTERIOR or not _same_posterior(recorded, out):
-                arrays.append(ArrayDifference(name, problem="the metadata differ"))
+                arrays.append(ArrayMismatch(name, problem="the metadata differ"))
     differences = tuple(_differences(where, old, new))
     return Repetition(new, not arrays and not differences, tuple(arrays), differences, tuple(notes))
 
 
-def _differences(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
+def _differences(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Mismatch]:
     """What two records say of results; timings and memory aside, and how often the fit was interrupted."""
     yield from (one for one in compare_metrics(where, old, new) if one.what not in MEASURED)
     for part in ("budget", "networks", "support", "uses_prior"):
         if old.get(part) != new[part]:
-            yield Difference("value", where, part, str(old.get(part)), str(new[part]))
+            yield Mismatch("value", where, part, str(old.get(part)), str(new[part]))
     left, right = old.get("fit") or {}, new["fit"]
     for name in {**left, **right}:
         if name not in ("seconds", "interruptions") and left.get(name) != right.get(name):
-            yield Difference("value", where, f"fit: {name}", _brief(left.get(name)), _brief(right.get(name)))
+            yield Mismatch("value", where, f"fit: {name}", _brief(left.get(name)), _brief(right.get(name)))
 
 
-def _arrays(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[ArrayDifference]:
+def _arrays(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[ArrayMismatch]:
     """Arrays that differ in any bit."""
     found = []
     for name in {**old, **new}:
         if name not in old or name not in new:
             which = "only in the record" if name in old else "not in the record"
-            found.append(ArrayDifference(name, problem=which))
+            found.append(ArrayMismatch(name, problem=which))
             continue
         left, right = np.asarray(old[name]), np.asarray(new[name])
         if (left.shape, left.dtype) != (right.shape, right.dtype):
             kinds = [f"{array.dtype} {list(array.shape)}" for array in (left, right)]
-            found.append(ArrayDifference(name, problem=f"{kinds[0]} in the record, now {kinds[1]}"))
+            found.append(ArrayMismatch(name, problem=f"{kinds[0]} in the record, now {kinds[1]}"))
         elif left.tobytes() != right.tobytes():
             with np.errstate(invalid="ignore"):
                 apart = np.abs(left.astype(np.float64) - right.astype(np.float64))
             differing = int((left != right).sum())
-            found.append(ArrayDifference(name, differing, left.size, float(apart.max(initial=0.0))))
+            found.append(ArrayMismatch(name, differing, left.size, float(apart.max(initial=0.0))))
     return found
 
 

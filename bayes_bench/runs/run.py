@@ -15,9 +15,10 @@ from bayes_bench.host import machine
 from bayes_bench.host.shipped import REFERENCE_SUFFIX
 from bayes_bench.host.stopping import Stop, on_signals
 from bayes_bench.jobs.execute import build_posterior, check_memory, default_threads, write_failure
-from bayes_bench.jobs.job import Conditions, Job, Keyed
+from bayes_bench.jobs.job import Conditions, Job, PlacedJob
 from bayes_bench.jobs.provenance import code_of, machine_facts, task_fields
 from bayes_bench.jobs.renew import renewed
+from bayes_bench.jobs.watch import Watch
 from bayes_bench.methods import registry
 from bayes_bench.metrics import references
 from bayes_bench.results.folder import RUN, check_run_dir, clear_snapshots, job_folder, job_state
@@ -140,13 +141,13 @@ def run(
         workers.jobs or 1,
         files,
     )
-    keyed = _keyed(jobs, run_dir, conditions)
-    _preflight(keyed, conditions, observer, here=workers.executor == "local")
-    _check_references(keyed, observer)
-    _check_threads(keyed, threads, workers, observer)
-    stop, books = Stop(), _Books(keyed, conditions, observer, fresh)
-    with executors.choose(workers, conditions, books, stop) as executor, locked(run_dir):
-        _write_plan(run_dir, keyed, suites, command, conditions)
+    placed = _placed(jobs, run_dir, conditions)
+    _preflight(placed, conditions, observer, here=workers.executor == "local")
+    _check_references(placed, observer)
+    _check_threads(placed, threads, workers, observer)
+    stop, books = Stop(), _Books(placed, conditions, observer, fresh)
+    with executors.choose(workers, conditions, books.watch, stop) as executor, locked(run_dir):
+        _write_plan(run_dir, placed, suites, command, conditions)
         with on_signals(stop, books.stopping):
             books.go(executor, stop)
         executor.close()
@@ -158,7 +159,7 @@ def run(
             )
         path = report.write(run_dir)
     counts = {kind: books.counts[kind] for kind in ("finished", "failed", "skipped")}
-    return RunResult(run_dir, **counts, total=len(keyed), interrupted=books.interrupted, report=path)
+    return RunResult(run_dir, **counts, total=len(placed), interrupted=books.interrupted, report=path)
 
 
 class _Books:
@@ -170,17 +171,17 @@ class _Books:
         interrupted: there are jobs without a record, because of Ctrl-C.
     """
 
-    def __init__(self, keyed: Sequence[Keyed], conditions: Conditions, observer: Observer, fresh: bool):
+    def __init__(self, placed: Sequence[PlacedJob], conditions: Conditions, observer: Observer, fresh: bool):
         self.counts: Counter[str] = Counter()
         self.outdated = 0
         self.interrupted = False
-        self._waiting = deque(keyed)
-        self._numbers = {item.folder: number for number, item in enumerate(keyed, start=1)}
-        self._running: dict[Path, Keyed] = {}
+        self._waiting = deque(placed)
+        self._numbers = {item.folder: number for number, item in enumerate(placed, start=1)}
+        self._running: dict[Path, PlacedJob] = {}
         self._begun: set[Path] = set()
         self._troubles: Counter[tuple[Path, str]] = Counter()
         self._conditions, self._observer, self._fresh = conditions, observer, fresh
-        self._clock = Clock([item.job for item in keyed])
+        self._clock = Clock([item.job for item in placed])
 
     def go(self, executor: Executor, stop: Stop) -> None:
         """Run all jobs that are not finished, or those that end before the user stops it."""
@@ -208,26 +209,30 @@ class _Books:
         with suppress(RuntimeError):  # in the middle of another message: then this one is left out
             self._observer.message("stopping after a snapshot of what runs; press Ctrl-C again to stop at once")
 
-    # What an executor tells ----------------------------------------------------------------------------------
+    # What jobs tell ------------------------------------------------------------------------------------------
 
-    def started(self, item: Keyed) -> None:
+    def watch(self, item: PlacedJob) -> _JobWatch:
+        """Who listens to a job."""
+        return _JobWatch(self, item)
+
+    def started(self, item: PlacedJob) -> None:
         self._begun.add(item.folder)
         self._clock.begin(item.job)
         left = self._clock.left()
         self._observer.started(item.job, self._numbers[item.folder], len(self._numbers), left)
 
-    def progress(self, item: Keyed, fraction: float, values: Mapping[str, float]) -> None:
+    def progress(self, item: PlacedJob, fraction: float, values: Mapping[str, float]) -> None:
         if item.folder not in self._begun:  # a cluster may lose what was said before
             self.started(item)
         self._clock.progress(item.job, fraction)
         self._observer.progress(item.job, fraction, values, self._clock.left())
 
-    def message(self, item: Keyed, sentence: str) -> None:
+    def message(self, item: PlacedJob, sentence: str) -> None:
         self._observer.message(f"{item.job.name} {sentence}")
 
     # What became of a job ------------------------------------------------------------------------------------
 
-    def _found_finished(self, item: Keyed) -> bool:
+    def _found_finished(self, item: PlacedJob) -> bool:
         state = job_state(item.folder, item.key)
         if state.kind == "damaged":
             self._observer.message(f"{state.problem}; the job runs again")
@@ -275,16 +280,32 @@ class _Books:
         remedy = "; mostly it is memory: run fewer jobs at once (--jobs)" if outcome.kind == "crashed" else ""
         self._fail(item, f"WorkerDied: {what}{remedy}", f"{outcome.log}\n{what}{remedy}".lstrip(), seconds)
 
-    def _fail(self, item: Keyed, error: str, log: str, seconds: float) -> None:
+    def _fail(self, item: PlacedJob, error: str, log: str, seconds: float) -> None:
         self._enter(item, "failed", write_failure(item, self._conditions, error, log), seconds)
 
-    def _enter(self, item: Keyed, kind: str, record: Mapping[str, Any], seconds: float | None) -> None:
+    def _enter(self, item: PlacedJob, kind: str, record: Mapping[str, Any], seconds: float | None) -> None:
         self.counts[kind] += 1
         done, total = self.counts.total(), len(self._numbers)
         self._observer.finished(item.job, done, total, record, seconds, self._clock.left())
 
 
-def _preflight(keyed: Sequence[Keyed], conditions: Conditions, observer: Observer, *, here: bool) -> None:
+class _JobWatch(Watch):
+    """Enters what a job tells into the books of its run."""
+
+    def __init__(self, books: _Books, item: PlacedJob):
+        self._books, self._item = books, item
+
+    def started(self) -> None:
+        self._books.started(self._item)
+
+    def progress(self, fraction: float, values: Mapping[str, float]) -> None:
+        self._books.progress(self._item, fraction, values)
+
+    def message(self, sentence: str) -> None:
+        self._books.message(self._item, sentence)
+
+
+def _preflight(placed: Sequence[PlacedJob], conditions: Conditions, observer: Observer, *, here: bool) -> None:
     """What methods would refuse is refused before the first job trains: all of it at once.
 
     What cannot fit into memory is only told: such a job will fail at once, and the others go on.
@@ -297,7 +318,7 @@ def _preflight(keyed: Sequence[Keyed], conditions: Conditions, observer: Observe
     """
     answers: dict[str, BayesBenchError | None] = {}
     refused: dict[tuple[str, str], BayesBenchError] = {}
-    for item in keyed:
+    for item in placed:
         if item.variant not in answers:
             answers[item.variant] = _refusal(item, conditions)
         if error := answers[item.variant]:
@@ -312,13 +333,13 @@ def _preflight(keyed: Sequence[Keyed], conditions: Conditions, observer: Observe
     for (task, label), error in refused.items():
         sentences.setdefault(str(error), f"{task}/{label}: {error}")
     unfit = {label for _, label in refused}
-    others = [label for label in dict.fromkeys(item.job.label for item in keyed) if label not in unfit]
+    others = [label for label in dict.fromkeys(item.job.label for item in placed) if label not in unfit]
     remedy = f" (without {', '.join(sorted(unfit))}: --methods {','.join(others)})" if others else ""
     first = next(iter(refused.values()))
     raise type(first)("; ".join(sentences.values()) + remedy) from first
 
 
-def _refusal(item: Keyed, conditions: Conditions) -> BayesBenchError | None:
+def _refusal(item: PlacedJob, conditions: Conditions) -> BayesBenchError | None:
     try:
         build_posterior(item.job, item.task).check_fit(item.task.fit_data, item.job.budget)
         check_memory(item.job, item.task, conditions)
@@ -329,13 +350,13 @@ def _refusal(item: Keyed, conditions: Conditions) -> BayesBenchError | None:
     return None
 
 
-def _check_references(keyed: Sequence[Keyed], observer: Observer) -> None:
+def _check_references(placed: Sequence[PlacedJob], observer: Observer) -> None:
     """What a task names as its reference must be one of its posterior, and is looked at before the first job trains.
 
     A shipped reference may differ in the data alone where an installation renders or reads them differently: then
     its metrics are n/a and the run goes on.
     """
-    for task in {item.job.task.model_dump_json(): item.task for item in keyed}.values():
+    for task in {item.job.task.model_dump_json(): item.task for item in placed}.values():
         name = task.spec.reference
         if name is None:
             continue
@@ -359,11 +380,11 @@ def _check_references(keyed: Sequence[Keyed], observer: Observer) -> None:
             )
 
 
-def _check_threads(keyed: Sequence[Keyed], threads: int | None, workers: Workers, observer: Observer) -> None:
+def _check_threads(placed: Sequence[PlacedJob], threads: int | None, workers: Workers, observer: Observer) -> None:
     """Threads are a setting of the run, whatever the number of workers: results do not depend on it, but time does."""
-    tasks = {id(item.task): item.task for item in keyed}.values()
+    tasks = {id(item.task): item.task for item in placed}.values()
     most = threads or max(default_threads(task) for task in tasks)
-    at_once = min(workers.jobs or 1, len(keyed))
+    at_once = min(workers.jobs or 1, len(placed))
     cores = machine.physical_cores()
     if workers.executor == "local" and at_once > 1 and most > 1 and at_once * most > cores:
         observer.message(
@@ -372,7 +393,7 @@ def _check_threads(keyed: Sequence[Keyed], threads: int | None, workers: Workers
         )
 
 
-def _compared_as_now(item: Keyed, record: dict[str, Any], observer: Observer) -> dict[str, Any]:
+def _compared_as_now(item: PlacedJob, record: dict[str, Any], observer: Observer) -> dict[str, Any]:
     """The record of a finished job, with what its task is compared with now; no key speaks of that."""
     compared = item.job.task.model_dump(mode="json", include={"reference", "collapse_threshold", "published"})
     try:
@@ -392,7 +413,7 @@ def build_tasks(jobs: Sequence[Job], data_root: Path | None = None, allow_code: 
     return tasks
 
 
-def _keyed(jobs: Sequence[Job], run_dir: Path, conditions: Conditions) -> list[Keyed]:
+def _placed(jobs: Sequence[Job], run_dir: Path, conditions: Conditions) -> list[PlacedJob]:
     tasks = build_tasks(jobs, conditions.data_root, conditions.allow_code)
     found = []
     for job in jobs:
@@ -400,13 +421,13 @@ def _keyed(jobs: Sequence[Job], run_dir: Path, conditions: Conditions) -> list[K
         place = (task.checksum, conditions.device_class, conditions.memory_limit_mb)
         key = job.key(*place)
         folder = job_folder(run_dir, job.task.name, job.label, job.seed, key)
-        found.append(Keyed(job, task, key, job.variant(*place), folder))
+        found.append(PlacedJob(job, task, key, job.variant(*place), folder))
     return found
 
 
 def _write_plan(
     run_dir: Path,
-    keyed: Sequence[Keyed],
+    placed: Sequence[PlacedJob],
     suites: Sequence[SuiteSpec],
     command: Sequence[str],
     conditions: Conditions,
@@ -415,8 +436,8 @@ def _write_plan(
         "format": FORMAT,
         "command": list(command),
         "suites": [suite.model_dump(mode="json") for suite in suites],
-        "methods": list(dict.fromkeys(item.job.label for item in keyed)),
-        "seeds": list(dict.fromkeys(item.job.seed for item in keyed)),
+        "methods": list(dict.fromkeys(item.job.label for item in placed)),
+        "seeds": list(dict.fromkeys(item.job.seed for item in placed)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": machine.versions(""),
         "machine": machine_facts(conditions),
@@ -429,7 +450,7 @@ def _write_plan(
                 "seed": item.job.seed,
                 "folder": item.folder.relative_to(run_dir).as_posix(),
             }
-            for item in keyed
+            for item in placed
         ],
     }
     write_checked(run_dir / RUN, plan)

@@ -24,7 +24,7 @@ Kind = Literal["damaged", "value", "version", "table"]
 
 
 @dataclass(frozen=True)
-class Difference:
+class Mismatch:
     """Something that is not as it was recorded.
 
     Attributes:
@@ -54,7 +54,7 @@ class Verification:
 
     jobs: int
     values: int
-    differences: tuple[Difference, ...]
+    differences: tuple[Mismatch, ...]
     missing: tuple[str, ...]
     versions: tuple[str, ...]
 
@@ -75,7 +75,7 @@ def verify(run_dir: Path) -> Verification:
     """
     description = read_run(run_dir)
     records, problems = read_records(run_dir)
-    differences = [Difference("damaged", "a record", "cannot be read", "", problem) for problem in problems]
+    differences = [Mismatch("damaged", "a record", "cannot be read", "", problem) for problem in problems]
     values = 0
     for folder, record in records:
         where = f"{record['task']}/{record['label']} seed {record['seed']}"
@@ -83,37 +83,37 @@ def verify(run_dir: Path) -> Verification:
             values += len(record.get("metrics") or ())
             differences += _job(folder, record, where)
         except BayesBenchError as error:
-            differences.append(Difference("damaged", where, "cannot be measured", "", str(error)))
+            differences.append(Mismatch("damaged", where, "cannot be measured", "", str(error)))
         except Exception as error:
             # A record from elsewhere may hold anything in any place.
-            differences.append(Difference("damaged", where, "cannot be measured", "", named(error)))
+            differences.append(Mismatch("damaged", where, "cannot be measured", "", named(error)))
     differences += _tables(run_dir)
     found = [record for _, record in records]
     missing = Run(run_dir, description, tuple(found)).missing()
     return Verification(len(records), values, tuple(differences), tuple(missing), tuple(_versions(found)))
 
 
-def compare_metrics(where: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Difference]:
+def compare_metrics(where: str, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Mismatch]:
     """Metrics, collapse, alarms and reference of two records of one job."""
     old, new = ({row["name"]: row for row in record["metrics"]} for record in (recorded, found))
     for name in {**old, **new}:
         if name not in new or name not in old:
-            yield Difference("version", where, name, _cell(old.get(name)), _cell(new.get(name)))
+            yield Mismatch("version", where, name, _cell(old.get(name)), _cell(new.get(name)))
             continue
         left, right = old[name], new[name]
         if (left["value"], left.get("reason")) != (right["value"], right.get("reason")):
-            yield Difference("value", where, name, _cell(left), _cell(right) + _apart(left["value"], right["value"]))
+            yield Mismatch("value", where, name, _cell(left), _cell(right) + _apart(left["value"], right["value"]))
         for field in ("unit", "higher_is_better", "group"):
             if left.get(field) != right[field]:
-                yield Difference("version", where, f"{field} of {name}", str(left.get(field)), str(right[field]))
+                yield Mismatch("version", where, f"{field} of {name}", str(left.get(field)), str(right[field]))
     for part in ("collapse", "alarms", "reference"):
         if recorded.get(part) != found[part]:
             # Records of earlier versions have alarms, but not what these follow from.
             kind: Kind = "value" if part in recorded else "version"
-            yield Difference(kind, where, part, str(recorded.get(part)), str(found[part]))
+            yield Mismatch(kind, where, part, str(recorded.get(part)), str(found[part]))
 
 
-def _job(folder: Path, record: Mapping[str, Any], where: str) -> Iterator[Difference]:
+def _job(folder: Path, record: Mapping[str, Any], where: str) -> Iterator[Mismatch]:
     intact = True
     for difference in _files(folder, record, where):
         intact = False
@@ -122,28 +122,28 @@ def _job(folder: Path, record: Mapping[str, Any], where: str) -> Iterator[Differ
         yield from compare_metrics(where, record, measure(load_predictions(folder), record))
 
 
-def _files(folder: Path, record: Mapping[str, Any], where: str) -> Iterator[Difference]:
+def _files(folder: Path, record: Mapping[str, Any], where: str) -> Iterator[Mismatch]:
     for name, facts in record["files"].items():
         path, size = folder / name, f"{facts['bytes']:,} bytes"
         if not path.is_file():
-            yield Difference("damaged", where, name, size, "missing")
+            yield Mismatch("damaged", where, name, size, "missing")
             continue
         try:
             there = path.stat().st_size
             if there != facts["bytes"]:
-                yield Difference("damaged", where, name, size, f"{there:,} bytes")
+                yield Mismatch("damaged", where, name, size, f"{there:,} bytes")
             elif (found := file_facts(path)) != facts:
                 kept = [f"{one['bytes']:,} bytes, SHA-256 {one['sha256'][:8]}…" for one in (facts, found)]
-                yield Difference("damaged", where, name, *kept)
+                yield Mismatch("damaged", where, name, *kept)
         except OSError as error:
-            yield Difference("damaged", where, name, size, f"cannot be read: {error.strerror or error}")
+            yield Mismatch("damaged", where, name, size, f"cannot be read: {error.strerror or error}")
 
 
-def _tables(run_dir: Path) -> Iterator[Difference]:
+def _tables(run_dir: Path) -> Iterator[Mismatch]:
     try:
         expected = report.csv_tables(load_run(run_dir))
     except Exception as error:  # of records that are damaged in a way that shows only here
-        yield Difference("damaged", "the tables", "cannot be made of these records", "", named(error))
+        yield Mismatch("damaged", "the tables", "cannot be made of these records", "", named(error))
         return
     for name, text in expected.items():
         path = run_dir / name
@@ -151,7 +151,7 @@ def _tables(run_dir: Path) -> Iterator[Difference]:
             # Of a longer file the first line too many is difference enough.
             stored = read_bytes(path, 2 * len(text.encode()) + SHOWN).decode("utf-8", errors="replace")
         except (OSError, DataError):
-            yield Difference("table", name, "cannot be read; bayes-bench report makes it anew", "", "")
+            yield Mismatch("table", name, "cannot be read; bayes-bench report makes it anew", "", "")
             continue
         if stored != text:
             old, new = stored.splitlines(), text.splitlines()
@@ -162,7 +162,7 @@ def _tables(run_dir: Path) -> Iterator[Difference]:
                 ((number, pair) for number, pair in enumerate(pairs, start=1) if pair[0] != pair[1]),
                 (length, ("other line ends", "")),
             )
-            yield Difference("table", name, f"line {line}", _short(left), _short(right))
+            yield Mismatch("table", name, f"line {line}", _short(left), _short(right))
 
 
 def _versions(records: list[dict[str, Any]]) -> Iterator[str]:

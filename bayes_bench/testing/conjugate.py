@@ -150,11 +150,11 @@ class LinearRegression:
         return curvatures, curvatures @ self.mean - targets
 
 
-# Comparison ---------------------------------------------------------------------------------------------------
+# MomentErrors ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MomentErrors:
     """How far a Gaussian with the moments of the draws is from the posterior.
 
     Coordinates are whitened by the posterior: its own covariance C is the identity there.
@@ -173,7 +173,7 @@ class Comparison:
     kl: float
 
 
-def compare(problem: LinearRegression, vectors: Array) -> Comparison:
+def compare(problem: LinearRegression, vectors: Array) -> MomentErrors:
     """The sample moments of draws ``[S, D]`` against the posterior; one draw has no covariance.
 
     S independent draws from the posterior itself have a ``mean_error_rms`` of about 1/√S and a ``covariance_error``
@@ -183,7 +183,7 @@ def compare(problem: LinearRegression, vectors: Array) -> Comparison:
     return compare_moments(problem, vectors.mean(0), covariance)
 
 
-def compare_moments(problem: LinearRegression, mean: Array, covariance: Array | None) -> Comparison:
+def compare_moments(problem: LinearRegression, mean: Array, covariance: Array | None) -> MomentErrors:
     """A Gaussian of ``mean`` ``[D]`` and ``covariance`` ``[D, D]`` (None: a point) against the posterior."""
     d = len(problem.mean)
     error = (mean - problem.mean) / np.sqrt(np.diag(problem.covariance))
@@ -194,7 +194,7 @@ def compare_moments(problem: LinearRegression, mean: Array, covariance: Array | 
     # Draws that do not span the space have eigenvalues of rounding errors.
     spans = eigenvalues.min() > 1e-12 * max(1.0, eigenvalues.max())
     divergence = 0.5 * float((eigenvalues - 1 - np.log(eigenvalues)).sum() + shift @ shift) if spans else math.inf
-    return Comparison(
+    return MomentErrors(
         mean_error_max=float(np.abs(error).max()),
         mean_error_rms=float(np.sqrt((error**2).mean())),
         covariance_error=float(np.linalg.norm(whitened - np.eye(d)) / math.sqrt(d)),

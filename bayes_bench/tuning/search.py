@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from bayes_bench.tasks.task import Task
 
 
-Watch = Callable[[Result, Trial, float], None]
+TrialWatch = Callable[[Result, Trial, float], None]
 """Called after every trial with the search so far, the trial, and the seconds that are left."""
 
 
@@ -59,7 +59,7 @@ def tune(
     allow_code: Sequence[Path] = (),
     memory_limit_mb: int = MEMORY_LIMIT_MB,
     command: Sequence[str] = (),
-    watch: Watch | None = None,
+    watch: TrialWatch | None = None,
 ) -> Result:
     """Run trials until ``trials`` are finished in all, and keep ``out`` up to date after each.
 

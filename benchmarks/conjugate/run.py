@@ -21,8 +21,8 @@ import torch
 from bayes_bench import BayesBenchError, WeightPosterior
 from bayes_bench.methods.registry import method_class, methods
 from bayes_bench.testing import (
-    Comparison,
     LinearRegression,
+    MomentErrors,
     compare,
     compare_moments,
     sghmc_covariance,
@@ -77,7 +77,7 @@ COLUMNS = (
 Row = dict[str, Any]
 
 
-def row(inputs: int, method: str, settings: str, networks: int | None, found: Comparison, seconds: float = 0) -> Row:
+def row(inputs: int, method: str, settings: str, networks: int | None, found: MomentErrors, seconds: float = 0) -> Row:
     return {
         "inputs": inputs,
         "method": method,

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from bayes_bench.host.stopping import Stop
 from bayes_bench.runs.executors.base import Executor, Workers
-from bayes_bench.runs.observer import Watch
 
 if TYPE_CHECKING:
-    from bayes_bench.jobs.job import Conditions
+    from collections.abc import Callable
+
+    from bayes_bench.jobs.job import Conditions, PlacedJob
+    from bayes_bench.jobs.watch import Watch
 
 
-def choose(workers: Workers, conditions: Conditions, watch: Watch, stop: Stop) -> Executor:
+def choose(workers: Workers, conditions: Conditions, watch: Callable[[PlacedJob], Watch], stop: Stop) -> Executor:
     """The executor that ``workers`` asks for.
 
     Raises:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from bayes_bench.errors import UsageError
 from bayes_bench.host.stopping import Stop
-from bayes_bench.runs.observer import Watch
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from bayes_bench.jobs.job import Conditions, Keyed
+    from bayes_bench.jobs.job import Conditions, PlacedJob
+    from bayes_bench.jobs.watch import Watch
 
 NO_RAY = "--executor ray needs Ray: pip install 'bayes-bench[cluster]'"
 
@@ -92,7 +93,7 @@ class Outcome:
         log: more of it, for the job's log.
     """
 
-    item: Keyed
+    item: PlacedJob
     kind: Literal["recorded", "failed", "interrupted", "crashed", "lost"]
     record: dict[str, Any] | None = None
     error: str = ""
@@ -102,10 +103,11 @@ class Outcome:
 class Executor(ABC):
     """Takes jobs and tells what became of them. A context manager: at its end nothing of it is left, on no machine.
 
-    A first Ctrl-C is passed on to the jobs, which then end as ``interrupted``; a second one ends them at once.
+    ``watch`` gives the listener of a job. A first Ctrl-C is passed on to the jobs, which then end as ``interrupted``; a
+    second one ends them at once.
     """
 
-    def __init__(self, conditions: Conditions, watch: Watch, stop: Stop):
+    def __init__(self, conditions: Conditions, watch: Callable[[PlacedJob], Watch], stop: Stop):
         self.conditions, self.watch, self.stop = conditions, watch, stop
         self._open = ExitStack()
 
@@ -119,12 +121,12 @@ class Executor(ABC):
         """Whether it takes another job now."""
 
     @abstractmethod
-    def submit(self, item: Keyed) -> None:
+    def submit(self, item: PlacedJob) -> None:
         """Take a job. Only where there is room."""
 
     @abstractmethod
     def wait(self) -> list[Outcome]:
-        """Wait until something has happened, at most about a second; tell the watch, and return which jobs ended.
+        """Wait until something has happened, at most about a second; tell their watches, and return which jobs ended.
 
         Raises:
             BayesBenchError: results cannot be written.

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -26,12 +27,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from bayes_bench.errors import BayesBenchError, DataError, named
 from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs.job import Job
+from bayes_bench.jobs.watch import Watch
 from bayes_bench.runs.executors.base import Executor, Outcome
-from bayes_bench.runs.executors.worker import DriversWish, Reporter
-from bayes_bench.runs.observer import Watch
+from bayes_bench.runs.executors.worker import StopRequest, Told
 
 if TYPE_CHECKING:
-    from bayes_bench.jobs.job import Conditions, Keyed
+    from bayes_bench.jobs.job import Conditions, PlacedJob
     from bayes_bench.tasks.task import Task
 
 POLL_SECONDS = 0.5
@@ -79,7 +80,14 @@ class Processes(Executor):
         timeout: seconds that a job may take.
     """
 
-    def __init__(self, number: int, timeout: float | None, conditions: Conditions, watch: Watch, stop: Stop):
+    def __init__(
+        self,
+        number: int,
+        timeout: float | None,
+        conditions: Conditions,
+        watch: Callable[[PlacedJob], Watch],
+        stop: Stop,
+    ):
         super().__init__(conditions, watch, stop)
         self._slots = [_Slot(conditions, timeout, watch) for _ in range(number)]
         self._open.enter_context(stop.deferred())
@@ -91,7 +99,7 @@ class Processes(Executor):
     def room(self) -> bool:
         return any(slot.item is None for slot in self._slots)
 
-    def submit(self, item: Keyed) -> None:
+    def submit(self, item: PlacedJob) -> None:
         free = [slot for slot in self._slots if slot.item is None]
         max(free, key=lambda slot: slot.alive).give(item)  # better one that has already started
 
@@ -111,19 +119,21 @@ class Processes(Executor):
 class _Slot:
     """A place for one job at a time: a worker process, started with the first job and replaced when it dies."""
 
-    def __init__(self, conditions: Conditions, timeout: float | None, watch: Watch):
-        self.item: Keyed | None = None
+    def __init__(self, conditions: Conditions, timeout: float | None, watch: Callable[[PlacedJob], Watch]):
+        self.item: PlacedJob | None = None
         self.alive = False
         self.pipe: Connection
-        self._conditions, self._timeout, self._watch = conditions, timeout, watch
+        self._conditions, self._timeout, self._watch_of = conditions, timeout, watch
+        self._watch = Watch()
         self._pool: ProcessPoolExecutor
         self._future: Future[Reply]
         self._process: multiprocessing.process.BaseProcess | None = None
         self._deadline: float | None = None
         self._asked = False
 
-    def give(self, item: Keyed) -> None:
+    def give(self, item: PlacedJob) -> None:
         self.item, self._deadline, self._asked = item, None, False
+        self._watch = self._watch_of(item)
         order = Order(item.job, item.key, item.variant, item.task.checksum, item.folder)
         if self.alive:
             try:
@@ -167,18 +177,17 @@ class _Slot:
         return None
 
     def _hear(self, what: str, *content: Any) -> bool:
-        assert self.item is not None
         match what:
             case "here":
                 (number,) = content
                 self._process = next((p for p in multiprocessing.active_children() if p.pid == number), None)
             case "started":
                 self._deadline = None if self._timeout is None else time.perf_counter() + self._timeout
-                self._watch.started(self.item)
+                self._watch.started()
             case "progress":
-                self._watch.progress(self.item, *content)
+                self._watch.progress(*content)
             case "message":
-                self._watch.message(self.item, *content)
+                self._watch.message(*content)
         return what == "ended"
 
     def _outcome(self) -> Outcome:
@@ -198,7 +207,7 @@ class _Slot:
             raise reply.fatal
         return Outcome(item, reply.kind, reply.record, reply.error, reply.log)
 
-    def _released(self) -> Keyed:
+    def _released(self) -> PlacedJob:
         item, self.item = self.item, None
         assert item is not None
         return item
@@ -252,7 +261,7 @@ class _Worker:
 
     def __init__(self, pipe: Connection):
         self.pipe = pipe
-        self.wish = DriversWish()
+        self.request = StopRequest()
         self.tasks: dict[str, Task] = {}
 
     def say(self, *what: Any) -> None:
@@ -267,7 +276,7 @@ class _Worker:
                 self.pipe.recv()
             except (EOFError, OSError):
                 _end()  # the driver is gone; at once, before anything else is written
-            self.wish.ask()
+            self.request.ask()
 
 
 _worker: _Worker
@@ -296,7 +305,7 @@ def _end() -> None:
 def run_order(order: Order, conditions: Conditions) -> Reply:
     """Run a job in a worker."""
     try:
-        with _worker.wish.heard() as stop:
+        with _worker.request.heard() as stop:
             return _run(order, conditions, stop)
     except KeyboardInterrupt:
         return Reply("interrupted")
@@ -306,7 +315,7 @@ def run_order(order: Order, conditions: Conditions) -> Reply:
 
 def _run(order: Order, conditions: Conditions, stop: Stop) -> Reply:
     from bayes_bench.jobs.execute import execute
-    from bayes_bench.jobs.job import Keyed
+    from bayes_bench.jobs.job import PlacedJob
     from bayes_bench.methods import registry
     from bayes_bench.posterior.surroundings import warm_up
     from bayes_bench.tasks.task import build_task
@@ -323,13 +332,10 @@ def _run(order: Order, conditions: Conditions, stop: Stop) -> Reply:
     except BayesBenchError as error:
         return Reply("failed", error=named(error), log=traceback.format_exc())
     warm_up()
-    _worker.say("started")
-    item = Keyed(order.job, task, order.key, order.variant, order.folder)
-    reporter = Reporter(
-        lambda fraction, values: _worker.say("progress", fraction, dict(values)),
-        lambda sentence: _worker.say("message", sentence),
-    )
+    told = Told(_worker.say)
+    told.started()
+    item = PlacedJob(order.job, task, order.key, order.variant, order.folder)
     try:
-        return Reply("recorded", execute(item, conditions, reporter, stop))
+        return Reply("recorded", execute(item, conditions, told, stop))
     except BayesBenchError as error:
         return Reply("failed", fatal=error)

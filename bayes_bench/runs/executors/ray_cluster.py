@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,14 +37,14 @@ from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs.job import Job
 from bayes_bench.results.folder import RECORD, SNAPSHOTS, write_files
 from bayes_bench.runs.executors.base import Executor, Outcome, Workers
-from bayes_bench.runs.executors.worker import DriversWish, Reporter
-from bayes_bench.runs.observer import Watch
+from bayes_bench.runs.executors.worker import StopRequest, Told
 from bayes_bench.tasks.spec import CustomNetworkSpec
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from bayes_bench.jobs.job import Conditions, Keyed
+    from bayes_bench.jobs.job import Conditions, PlacedJob
+    from bayes_bench.jobs.watch import Watch
     from bayes_bench.tasks.task import Task
 
 POLL_SECONDS = 0.5
@@ -119,7 +119,7 @@ class _Sent:
         deadline: on the clock ``time.perf_counter``, once it has started.
     """
 
-    item: Keyed
+    item: PlacedJob
     answer: ray.ObjectRef
     node: str = ""
     deadline: float | None = None
@@ -132,7 +132,7 @@ class RayCluster(Executor):
         UsageError: there is no such cluster, or none of its machines has what a job needs.
     """
 
-    def __init__(self, workers: Workers, conditions: Conditions, watch: Watch, stop: Stop):
+    def __init__(self, workers: Workers, conditions: Conditions, watch: Callable[[PlacedJob], Watch], stop: Stop):
         super().__init__(conditions, watch, stop)
         self._workers = workers
         self._cpus, self._gpus = workers.cpus_per_job or 1, workers.gpus_per_job or 0.0
@@ -175,7 +175,7 @@ class RayCluster(Executor):
     def room(self) -> bool:
         return len(self._sent) < self.slots
 
-    def submit(self, item: Keyed) -> None:
+    def submit(self, item: PlacedJob) -> None:
         from bayes_bench.jobs.provenance import code_of
 
         if id(item.task) not in self._tasks:
@@ -230,11 +230,11 @@ class RayCluster(Executor):
                     (sent.node,) = content
                     timeout = self._workers.timeout
                     sent.deadline = None if timeout is None else time.perf_counter() + timeout
-                    self.watch.started(sent.item)
+                    self.watch(sent.item).started()
                 case "progress":
-                    self.watch.progress(sent.item, *content)
+                    self.watch(sent.item).progress(*content)
                 case "message":
-                    self.watch.message(sent.item, *content)
+                    self.watch(sent.item).message(*content)
                 case "snapshot":
                     name, data = content
                     self._keep(sent.item, {name: data})
@@ -261,12 +261,12 @@ class RayCluster(Executor):
         self._keep(item, delivery.files)
         return Outcome(item, delivery.kind, error=delivery.error, log=delivery.log)
 
-    def _keep(self, item: Keyed, snapshots: Files) -> None:
+    def _keep(self, item: PlacedJob, snapshots: Files) -> None:
         try:
             for name, content in snapshots.items():
                 write_bytes(item.folder / name, content)
         except (OSError, UsageError) as error:
-            self.watch.message(item, f"has a snapshot that cannot be kept here ({error})")
+            self.watch(item).message(f"has a snapshot that cannot be kept here ({error})")
 
     def close(self) -> None:
         for sent in self._sent.values():
@@ -372,11 +372,11 @@ class Courier:
 
     Args:
         folder: of the job.
-        wish: told when the driver asks the job to stop.
+        request: told when the driver asks the job to stop.
     """
 
-    def __init__(self, mailbox: Any, attempt: str, folder: Path, wish: DriversWish):
-        self._mailbox, self._attempt, self._folder, self._wish = mailbox, attempt, folder, wish
+    def __init__(self, mailbox: Any, attempt: str, folder: Path, request: StopRequest):
+        self._mailbox, self._attempt, self._folder, self._request = mailbox, attempt, folder, request
         self._lock = threading.Lock()
         self._letters: list[tuple[str, tuple[Any, ...]]] = []
         self._progress: tuple[Any, ...] | None = None
@@ -385,13 +385,13 @@ class Courier:
         self._thread = threading.Thread(target=self._rounds, daemon=True)
 
     def say(self, what: str, *content: Any) -> None:
+        """Of progress only the latest counts."""
+        if what == "progress":
+            self._progress = content
+            return
         with self._lock:
             self._letters.append((what, content))
         self._wake.set()
-
-    def progress(self, fraction: float, values: Mapping[str, float]) -> None:
-        """Only the latest counts."""
-        self._progress = fraction, dict(values)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -410,7 +410,7 @@ class Courier:
             with suppress(trouble.RayError):  # the mailbox is being restarted
                 if self._deliver() and not asked and not self._closing:
                     asked = True
-                    self._wish.ask()
+                    self._request.ask()
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
 
@@ -470,7 +470,7 @@ def run_parcel(parcel: Parcel, task: bytes, mailbox: Any) -> Delivery:
 
 def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> None:
     from bayes_bench.jobs.execute import default_threads, execute
-    from bayes_bench.jobs.job import Keyed
+    from bayes_bench.jobs.job import PlacedJob
     from bayes_bench.jobs.provenance import code_of
     from bayes_bench.posterior.surroundings import warm_up
     from bayes_bench.tasks.network import build_network
@@ -495,16 +495,16 @@ def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> 
     here = {"reference": None}
     task = replace(task, spec=task.spec.model_copy(update=here))
     job = parcel.job.model_copy(update={"task": parcel.job.task.model_copy(update=here)})
-    item = Keyed(job, task, parcel.key, parcel.variant, folder)
+    item = PlacedJob(job, task, parcel.key, parcel.variant, folder)
     threads = parcel.conditions.threads or min(default_threads(task), parcel.cpus)
     conditions = replace(
         parcel.conditions, threads=threads, allow_code=tuple(modules), parallel_jobs=_neighbours(parcel.workers)
     )
-    wish = DriversWish()
-    with wish.heard() as stop, Courier(mailbox, parcel.attempt, folder, wish) as courier:
+    request = StopRequest()
+    with request.heard() as stop, Courier(mailbox, parcel.attempt, folder, request) as courier:
         warm_up()
         courier.say("started", ray.get_runtime_context().get_node_id())
-        execute(item, conditions, Reporter(courier.progress, partial(courier.say, "message")), stop)
+        execute(item, conditions, Told(courier.say), stop)
 
 
 def _neighbours(workers: Workers) -> int:

@@ -8,31 +8,31 @@ from __future__ import annotations
 import _thread
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
 from bayes_bench.host.stopping import Stop
-
-PROGRESS_SECONDS = 0.2
-
-
-class Reporter:
-    """The monitor of a job: passes its progress on, a few times a second, and all of its messages."""
-
-    def __init__(self, progress: Callable[[float, Mapping[str, float]], None], message: Callable[[str], None]):
-        self._progress, self.message = progress, message
-        self._next = 0.0
-
-    def progress(self, spent: float, budget: int, values: Mapping[str, float]) -> None:
-        now = time.perf_counter()
-        if now >= self._next:
-            self._next = now + PROGRESS_SECONDS
-            self._progress(min(1.0, spent / budget), values)
+from bayes_bench.jobs.watch import Watch
 
 
-class DriversWish:
+class Told(Watch):
+    """Passes all that a job tells on to the driver, by the names of the watch's methods."""
+
+    def __init__(self, say: Callable[..., None]):
+        self._say = say
+
+    def started(self) -> None:
+        self._say("started")
+
+    def progress(self, fraction: float, values: Mapping[str, float]) -> None:
+        self._say("progress", fraction, dict(values))
+
+    def message(self, sentence: str) -> None:
+        self._say("message", sentence)
+
+
+class StopRequest:
     """A request to stop that comes from the driver, through a thread of the worker.
 
     A terminal sends Ctrl-C to all processes of a run. What it means is for the driver to decide, so the worker's own
