@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -162,11 +163,14 @@ def checkout() -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(changes)}
 
 
-def code_hash(paths: list[Path]) -> str:
-    """SHA-256 (first 16 digits) of Python files and of all Python files in folders: to notice changed code."""
+def code_hash(paths: Iterable[Path]) -> str:
+    """SHA-256 (first 16 digits) of Python files and of all Python files in folders: to notice changed code.
+
+    Raises:
+        FileNotFoundError: a path leads nowhere, so that nothing of it would be noticed.
+    """
     digest = hashlib.sha256()
     for path in paths:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            with suppress(OSError):
-                digest.update(file.name.encode() + file.read_bytes())
+            digest.update(f"{file.relative_to(path.parent).as_posix()}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]

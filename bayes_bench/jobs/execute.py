@@ -65,9 +65,11 @@ def execute(
         KeyboardInterrupt: passed on; the job then has no record.
     """
     device, watch = torch.device(conditions.device), watch or Watch()
+    code = code_of(item.job, conditions.allow_code)
+    del code["metrics"]  # a fit does not depend on what is measured afterwards
     snapshots = Snapshots(
         item.folder / SNAPSHOTS,
-        {"job": item.key, "code": code_of(item.job, conditions.allow_code), "torch": torch.__version__},
+        {"job": item.key, "code": code, "torch": torch.__version__},
         every=conditions.snapshot_every,
         stop=stop,
         tell=watch.message,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -15,11 +14,17 @@ import torch
 from threadpoolctl import threadpool_info
 
 from bayes_bench.host import machine
+from bayes_bench.host.shipped import PACKAGE
 from bayes_bench.jobs.job import Conditions, Job, PlacedJob
 from bayes_bench.methods import registry
+from bayes_bench.methods.code import code_of_method
+from bayes_bench.metrics.measure import measuring_code
 from bayes_bench.results.schema import FORMAT
 from bayes_bench.tasks.spec import CustomNetworkSpec
 from bayes_bench.tasks.task import Task
+
+CORE = ("posterior", "tasks", "jobs", "networks.py")
+"""What a job's predictions depend on beside its method, in the package. Its data are told by their checksum."""
 
 
 def derived_seed(seed: int, purpose: str) -> int:
@@ -133,15 +138,17 @@ def linear_algebra() -> list[str]:
 
 
 def code_of(job: Job, allow_code: Sequence[Path]) -> dict[str, str]:
-    """Hashes of the code that a job's results come from, to notice that it has changed."""
-    here = Path(__file__).resolve().parent
-    modules = ("posterior", "training", "examples", "likelihood", "prior", "networks", "tasks")
-    core = [*(f"{name}.py" for name in modules), "stacked"]
-    file = Path(str(sys.modules[registry.method_class(job.method).__module__].__file__)).resolve()
-    found = {"core": machine.code_hash([here / name for name in core])}
-    # A method in a package may use its neighbours: all of the package counts.
-    in_package = (file.parent / "__init__.py").exists()
-    found["method"] = machine.code_hash([file.parent if in_package else file])
+    """Hashes of the code that a job's results come from, to notice that it has changed: whole folders, not a list.
+
+    Returns:
+        ``core``: what every job is fitted, drawn and predicted with; ``method``: its own; ``metrics``: what is measured
+        afterwards, and can be measured anew; ``network``: the files of a network that is the user's own.
+    """
+    found = {
+        "core": machine.code_hash([PACKAGE / part for part in CORE]),
+        "method": machine.code_hash(code_of_method(registry.method_class(job.method))),
+        "metrics": measuring_code(),
+    }
     if isinstance(job.task.network, CustomNetworkSpec):
         found["network"] = machine.code_hash([Path(path) for path in allow_code])
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bayes_bench.jobs.job import NOT_IN_KEY
-from bayes_bench.metrics.measure import measure
+from bayes_bench.metrics.measure import measure, measuring_code
 from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
 from bayes_bench.results.lock import locked
 from bayes_bench.settings import COLLAPSE_THRESHOLD
@@ -23,7 +23,8 @@ def measure_again(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         DivergenceError: they contain NaN or infinity.
         StorageError: the record cannot be written.
     """
-    return write_record(folder, {**record, **measure(load_predictions(folder), record)})
+    code = {**(record.get("code") or {}), "metrics": measuring_code()}
+    return write_record(folder, {**record, **measure(load_predictions(folder), record), "code": code})
 
 
 def recompute_metrics(run_dir: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from bayes_bench.host.shipped import PACKAGE
@@ -12,7 +13,8 @@ from bayes_bench.host.shipped import PACKAGE
 OURS = ("bayes_bench", "methods")
 
 
-def code_of_method(cls: type) -> list[Path]:
+@cache
+def code_of_method(cls: type) -> tuple[Path, ...]:
     """The folders of the families that a method is of: its own, its base classes', and all that these import from.
 
     A family is a folder in ``bayes_bench/methods``, or one directly in another package. A method that lies directly in
@@ -35,7 +37,8 @@ def code_of_method(cls: type) -> list[Path]:
             found.add(part)
             waiting += _imported(part, roots)
     whole = found & set(roots.values())
-    return sorted(part for part in found if part in whole or not any(part.is_relative_to(root) for root in whole))
+    kept = [part for part in found if part in whole or not any(part.is_relative_to(root) for root in whole)]
+    return tuple(sorted(kept))
 
 
 def _file(cls: type) -> Path:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from bayes_bench.errors import DataError, UsageError
+from bayes_bench.host.machine import code_hash
+from bayes_bench.host.shipped import PACKAGE
 from bayes_bench.metrics import references, registry
 from bayes_bench.metrics.diversity import alarms
 
@@ -37,3 +39,8 @@ def measure(predictions: Mapping[str, np.ndarray], record: Mapping[str, Any]) ->
         "alarms": alarms(collapse),
         "reference": facts,
     }
+
+
+def measuring_code() -> str:
+    """Hash of the code that measures, to notice that it has changed."""
+    return code_hash([PACKAGE / "metrics"])

@@ -153,10 +153,8 @@ def run(
         executor.close()
         if stop.insisted:
             raise KeyboardInterrupt
-        if books.outdated:
-            observer.message(
-                f"the code has changed since {books.outdated} of the finished jobs were run; --fresh runs them again"
-            )
+        for sentence in books.of_other_code(run_dir):
+            observer.message(sentence)
         path = report.write(run_dir)
     counts = {kind: books.counts[kind] for kind in ("finished", "failed", "skipped")}
     return RunResult(run_dir, **counts, total=len(placed), interrupted=books.interrupted, report=path)
@@ -167,13 +165,12 @@ class _Books:
 
     Attributes:
         counts: jobs ``finished``, ``failed`` and ``skipped``.
-        outdated: skipped jobs whose code has changed since.
         interrupted: there are jobs without a record, because of Ctrl-C.
     """
 
     def __init__(self, placed: Sequence[PlacedJob], conditions: Conditions, observer: Observer, fresh: bool):
         self.counts: Counter[str] = Counter()
-        self.outdated = 0
+        self._outdated: Counter[str] = Counter()
         self.interrupted = False
         self._waiting = deque(placed)
         self._numbers = {item.folder: number for number, item in enumerate(placed, start=1)}
@@ -203,6 +200,17 @@ class _Books:
         except KeyboardInterrupt:
             self.interrupted = True
         self.interrupted |= bool(self._waiting or self._running)
+
+    def of_other_code(self, run_dir: Path) -> list[str]:
+        """Sentences about the finished jobs that were skipped although their code has changed."""
+        remedies = {
+            "run": "--fresh runs them again",
+            "measured": f"bayes-bench report {run_dir} --recompute measures them anew",
+        }
+        return [
+            f"the code has changed since {number} of the finished jobs were {what}; {remedies[what]}"
+            for what, number in self._outdated.items()
+        ]
 
     def stopping(self) -> None:
         """Say that a request to stop has been heard. Called by a signal, so at any moment."""
@@ -239,7 +247,9 @@ class _Books:
         if state.kind != "finished" or self._fresh:
             return False
         assert state.record is not None
-        self.outdated += state.record.get("code") != code_of(item.job, self._conditions.allow_code)
+        then, now = state.record.get("code") or {}, code_of(item.job, self._conditions.allow_code)
+        if changed := {name for name in {**then, **now} if then.get(name) != now.get(name)}:
+            self._outdated["measured" if changed == {"metrics"} else "run"] += 1
         record = _compared_as_now(item, state.record, self._observer)
         self._clock.skip(item.job)
         self._enter(item, "skipped", record, None)
