@@ -27,6 +27,7 @@ from .conformance import classification as classification
 from .conformance import images as images
 from .conformance import regression as regression
 from .conjugate import LinearRegression as LinearRegression
+from .conjugate import MomentErrors as MomentErrors
 from .conjugate import compare as compare
 from .conjugate import compare_moments as compare_moments
 from .conjugate import sghmc_covariance as sghmc_covariance

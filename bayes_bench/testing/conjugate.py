@@ -2,7 +2,7 @@
 
 A plug-in is tried on it in a few lines::
 
-    from bayes_bench.conjugate import LinearRegression, compare
+    from bayes_bench.testing import LinearRegression, compare
 
     problem = LinearRegression.make(dimensions=5)
     posterior = problem.build(MyPosterior)

@@ -26,7 +26,8 @@ import plot
 import torch
 
 from bayes_bench import FitData
-from bayes_bench.data.mnist import MnistOptions, split
+from bayes_bench.data import load_split
+from bayes_bench.data.spec import SourceSpec
 from bayes_bench.host import machine
 
 PARTS = ("cells", "hypergan", "growth", "peers")
@@ -50,7 +51,7 @@ def write(rows: Iterable[dict[str, Any]], path: Path, columns: list[str]) -> pd.
 def mnist_rows(device: torch.device, seeds: Iterable[int]) -> Iterable[dict[str, Any]]:
     from bayes_bench.posterior.examples import Examples
 
-    found = split(MnistOptions(validation=1000), Path(os.environ["BAYES_BENCH_DATA"]), "classification")
+    found = load_split(SourceSpec(source="mnist", validation=1000), Path(os.environ["BAYES_BENCH_DATA"]))
     train, validation = (
         Examples(torch.from_numpy(part.x), torch.from_numpy(part.y)) for part in (found.train, found.validation)
     )
