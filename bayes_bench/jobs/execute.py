@@ -32,6 +32,7 @@ from bayes_bench.posterior.snapshots import Snapshots
 from bayes_bench.posterior.surroundings import is_small, limited_threads, settled, warm_up
 from bayes_bench.posterior.training import FitSummary, Monitor
 from bayes_bench.results.folder import SNAPSHOTS, check_new_record, write_job
+from bayes_bench.results.sets import KINDS, kind_of
 from bayes_bench.tasks.task import Task
 
 NETWORKS = 100
@@ -42,9 +43,6 @@ TIMED_INPUTS = 500
 def default_threads(task: Task) -> int:
     """CPU threads of a job for which the user has set none; depends on the network and the machine alone."""
     return 1 if is_small(task.build_network(0)) else machine.physical_cores()
-
-
-# One job --------------------------------------------------------------------------------------------------
 
 
 def execute(
@@ -159,7 +157,7 @@ def _fit_and_predict(
     networks = len(next(iter(weights.values())))
     predictions = predict_task(posterior, weights, task)
     if task.likelihood.kind == "classification":
-        shown = {"test": task.test.inputs()} | {f"ood/{name}": x for name, x in task.ood.items()}
+        shown = {name: part.inputs() for name, part in task.sets.items() if KINDS[kind_of(name)].pictured}
         predictions |= gallery(predictions, shown, task.standardiser)
     grams, layer_sizes = gram_matrices(posterior.network, weights)
     predictions |= {f"weights/gram/{name}": gram for name, gram in grams.items()}
@@ -248,9 +246,3 @@ def _time_prediction(posterior: WeightPosterior, weights: WeightSamples, x: Tens
             torch.cuda.synchronize(posterior.device)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds) * 1000 / len(x)
-
-
-# Records --------------------------------------------------------------------------------------------------
-
-
-# Surroundings ---------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def estimate(posterior: WeightPosterior, task: Task, budget: int, networks: int,
     held = posterior._networks_held(networks, task.fit_data, budget)
     # Of a method that stores fewer than it may where the budget is small, those that it is sure to store.
     drawn = networks if posterior.support is None else int(held.draw)
-    inputs = _inputs(task)
+    inputs = [part.inputs() for part in task.sets.values()]
     data = Need("data", sum(map(_size, _tensors(task))), "give the task fewer examples")
     predictions = _predictions(posterior, inputs, drawn)
     largest = max(inputs, key=len)
@@ -147,14 +147,6 @@ def _predictions(posterior: WeightPosterior, inputs: Sequence[Tensor], networks:
     return networks * each * sum(map(len, inputs)) + 8 * networks**2 * matrices
 
 
-def _inputs(task: Task) -> list[Tensor]:
-    """All sets whose predictions are stored."""
-    validation = task.fit_data.validation
-    optional = [validation.inputs() if validation else None, task.curve_x]
-    given = [x for x in optional if x is not None]
-    return [task.test.inputs(), *given, *task.ood.values(), *task.validation_ood.values()]
-
-
 def _fit_tensors(task: Task) -> list[Tensor]:
     """What is held of the examples that a method sees; inputs that stay in a file are not."""
     parts = [task.fit_data.train, *([task.fit_data.validation] if task.fit_data.validation else [])]
@@ -162,7 +154,8 @@ def _fit_tensors(task: Task) -> list[Tensor]:
 
 
 def _tensors(task: Task) -> list[Tensor]:
-    return [*_fit_tensors(task), task.test.inputs(), task.test.y, *task.ood.values(), *task.validation_ood.values()]
+    evaluated = [tensor for name, part in task.sets.items() if name != "validation" for tensor in (part.x, part.y)]
+    return [*_fit_tensors(task), *(tensor for tensor in evaluated if isinstance(tensor, Tensor))]
 
 
 def _size(tensor: Tensor) -> int:

@@ -14,6 +14,7 @@ from bayes_bench.jobs.job import Job
 from bayes_bench.methods import registry
 from bayes_bench.results.folder import RECORD, job_state, safe_name
 from bayes_bench.results.schema import read_record
+from bayes_bench.results.sets import KINDS
 from bayes_bench.settings import LARGEST_INTEGER
 from bayes_bench.tasks.spec import CategoricalSpec, MethodEntry, SuiteSpec, TaskSpec
 
@@ -130,8 +131,8 @@ def _check_published(suite: SuiteSpec, task: TaskSpec) -> None:
         if metric is None:
             known = [metric.name for metric in metrics.catalogue() if metric.kind in ("any", kind)]
             raise UsageError(f"{where}: {unknown_name('metric', claim.metric, known)}")
-        if metric.over in ("ood", "validation_ood"):
-            sets = [spec.name for spec in (task.ood if metric.over == "ood" else task.validation_ood)]
+        if metric.over in KINDS:
+            sets = [spec.name for spec in getattr(task, metric.over)]
             if (name := claim.metric.partition("/")[2]) not in sets:
                 unknown = unknown_name("out-of-distribution set", name, sets)
                 raise UsageError(f"{where}: metric {claim.metric!r}: {unknown}")

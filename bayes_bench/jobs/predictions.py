@@ -28,23 +28,15 @@ def predict_task(posterior: WeightPosterior, weights: WeightSamples, task: Task)
     """
     units = task.standardiser
     found: dict[str, np.ndarray] = {}
-    sets = {"test": task.test.inputs()}
-    if task.fit_data.validation:
-        sets["validation"] = task.fit_data.validation.inputs()
-    sets |= {f"ood/{name}": x for name, x in task.ood.items()}
-    sets |= {f"validation_ood/{name}": x for name, x in task.validation_ood.items()}
-    if task.curve_x is not None:
-        sets["curve"] = task.curve_x
-    for name, x in sets.items():
+    for name, part in task.sets.items():
+        x = part.inputs()
         found |= {f"{name}/{key}": values for key, values in predict(posterior, weights, x, units).items()}
-    if task.likelihood.kind == "classification":
-        for name, x in sets.items():
+        if task.likelihood.kind == "classification":
             found[f"{name}/mean_intensity"] = _mean_intensity(x)
-    found["test/y"] = raw_targets(task.test.y, units)
-    if task.fit_data.validation:
-        found["validation/y"] = raw_targets(task.fit_data.validation.y, units)
-    if task.curve_x is not None:
-        found["curve/x"] = _raw_inputs(task.curve_x, units)
+        if part.y is not None:
+            found[f"{name}/y"] = raw_targets(part.y, units)
+    if "curve" in task.sets:
+        found["curve/x"] = _raw_inputs(task.sets["curve"].inputs(), units)
         found["train/x"] = _raw_inputs(task.fit_data.train.inputs(), units)
         found["train/y"] = raw_targets(task.fit_data.train.y, units)[:, 0]
     return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bayes_bench.errors import DataError, DivergenceError
 from bayes_bench.metrics.base import GROUP_SIZES, ClassSummary, Floats, Ints, NotApplicableError, summarise
+from bayes_bench.results.sets import KINDS, kind_of
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ class JobPredictions:
             raise NotApplicableError("no curve in the task")
         return spec
 
-    def sets(self, kind: Literal["ood", "validation_ood"]) -> list[str]:
-        """Names of the task's out-of-distribution sets, with those that were declared but are missing."""
+    def sets(self, kind: str) -> list[str]:
+        """Names of the task's sets of a kind, e.g. ``ood``, with those that were declared but are missing."""
         declared = [spec["name"] for spec in (self.record.get("task_spec") or {}).get(kind) or ()]
         stored = {name.split("/")[1] for name in self.predictions if name.startswith(f"{kind}/")}
         return declared + sorted(stored - set(declared))
@@ -146,7 +147,7 @@ class JobPredictions:
         return [name for name in order if name != "all"] + ["all"]
 
     def _stored(self, prefix: str, name: str) -> NDArray[Any]:
-        if f"{prefix}/{name}" not in self.predictions and prefix.startswith(("ood/", "validation_ood/")):
+        if f"{prefix}/{name}" not in self.predictions and KINDS[kind_of(prefix)].several:
             raise NotApplicableError("data missing")
         stored = self.need(f"{prefix}/{name}")
         if stored.ndim != 3:

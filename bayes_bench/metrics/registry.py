@@ -14,10 +14,11 @@ from bayes_bench.host import plugins
 from bayes_bench.metrics import calibration, classification, cost, diagnostics, distance, diversity, ood, regression
 from bayes_bench.metrics.base import Metric, NotApplicableError
 from bayes_bench.metrics.job import JobPredictions
+from bayes_bench.results.sets import KINDS
 from bayes_bench.settings import COLLAPSE_THRESHOLD, LARGEST_NUMBER
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_@.-]*(/<[a-z_]+>)?")
-KINDS = {"classification", "regression"}
+TASKS = {"classification", "regression"}
 CATALOGUE: tuple[Metric, ...] = (
     *classification.CATALOGUE,
     *calibration.CATALOGUE,
@@ -50,7 +51,7 @@ def catalogue() -> tuple[Metric, ...]:
                     f"metric {name!r} of {plugins.owner(points[0])}: {metric.name!r} is no name for a metric; take "
                     "letters, digits and _, and at most one part in angle brackets after a slash"
                 )
-            if any(metric.name == other.name and {metric.kind, other.kind} != KINDS for other in found):
+            if any(metric.name == other.name and {metric.kind, other.kind} != TASKS for other in found):
                 raise PluginError(
                     f"metric {name!r} of {plugins.owner(points[0])}: there is a metric {metric.name!r} already; "
                     "rename it"
@@ -155,8 +156,8 @@ def find_in(known: Iterable[Metric], name: str) -> Metric | None:
 def _items(metric: Metric, job: JobPredictions) -> Sequence[str | None]:
     """What a metric is evaluated for; ``[None]`` where it is one number."""
     match metric.over:
-        case "ood" | "validation_ood":
-            return job.sets(metric.over)
+        case kind if kind in KINDS:
+            return job.sets(kind)
         case "layer":
             return job.layers()
         case "diagnostic":

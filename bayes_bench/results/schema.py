@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bayes_bench.errors import DataError, DivergenceError, printable
 from bayes_bench.host.files import read_bytes, write_text
+from bayes_bench.results.sets import KINDS, kind_of, pattern
 from bayes_bench.settings import COLLAPSE_THRESHOLD, LARGEST_NUMBER, NAME_PATTERN, check_values
 
 LONGEST_TEXT = 20_000
@@ -269,9 +270,8 @@ def cleaned(content: Any) -> Any:
 
 # Predictions ----------------------------------------------------------------------------------------------
 
-_SET = r"(?:test|validation|(?:validation_)?ood/[A-Za-z0-9][A-Za-z0-9_.-]{0,63})"
-_OF_CLASSES = re.compile(rf"{_SET}/(?:log_probs|mean_intensity|y|images|image_index)\Z")
-_OF_VALUES = re.compile(rf"(?:(?:{_SET}|curve)/(?:mean|noise_std|y)|curve/x|train/x|train/y)\Z")
+_OF_CLASSES = re.compile(rf"{pattern('classification')}/(?:log_probs|mean_intensity|y|images|image_index)\Z")
+_OF_VALUES = re.compile(rf"(?:{pattern('regression')}/(?:mean|noise_std|y)|curve/x|train/x|train/y)\Z")
 _GRAM = "weights/gram/"
 
 
@@ -307,7 +307,7 @@ def _fits(name: str, array: np.ndarray, arrays: Mapping[str, np.ndarray], record
     if outputs.ndim != 3 or outputs.shape[0] != networks:
         return False
     examples = outputs.shape[1]
-    has_targets = group not in ("test", "validation") or f"{group}/y" in arrays
+    has_targets = not KINDS[kind_of(group)].targets or f"{group}/y" in arrays
     match what:
         case "log_probs":
             return single and array.shape[2] == classes and has_targets

@@ -20,6 +20,7 @@ from bayes_bench.posterior.augmentation import Augmentation
 from bayes_bench.posterior.examples import Examples, FitData, StoredInputs
 from bayes_bench.posterior.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
 from bayes_bench.posterior.prior import GaussianPrior
+from bayes_bench.results.sets import kind_of, set_name
 from bayes_bench.tasks.check import check_task, task_kind
 from bayes_bench.tasks.spec import CurveSpec, GaussianSpec, HeteroscedasticSpec, TaskSpec
 
@@ -60,28 +61,40 @@ class Standardiser:
 
 
 @dataclass(frozen=True)
+class EvaluationSet:
+    """Examples that predictions are stored of: inputs ``[N, ...]``, and their targets where these are known."""
+
+    x: Tensor | StoredInputs
+    y: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def inputs(self) -> Tensor:
+        """All inputs as one tensor; where they are stored, that reads the whole file."""
+        return self.x if isinstance(self.x, Tensor) else self.x[:]
+
+
+@dataclass(frozen=True)
 class Task:
     """Everything a job needs. Inputs and regression targets are standardised; ``standardiser`` undoes it.
 
     Attributes:
         build_network: a fresh network initialised from the given seed; global random state untouched.
-        ood, validation_ood: inputs ``[N, ...]`` by name, standardised with the *training* statistics.
-        curve_x: grid ``[P, 1]`` of a 1-D regression (standardised, as all inputs here), or None.
+        sets: all that is evaluated, by the names of ``results.sets``, in its order; standardised with the *training*
+            statistics. ``curve`` is the grid ``[P, 1]`` of a 1-D regression.
         classes: names of the classes, empty for regression.
         features: names of the input columns of a table, else empty.
-        missing_ood: why an optional out-of-distribution set is not in ``ood`` or ``validation_ood``, by name.
+        missing_ood: why an optional out-of-distribution set is not in ``sets``, by name.
         checksum: SHA-256 over all arrays, part of every job's key.
     """
 
     spec: TaskSpec
     fit_data: FitData
-    test: Examples
+    sets: Mapping[str, EvaluationSet]
     build_network: Callable[[int], nn.Module]
     likelihood: Likelihood
     prior: GaussianPrior
-    ood: dict[str, Tensor]
-    validation_ood: dict[str, Tensor]
-    curve_x: Tensor | None
     standardiser: Standardiser
     classes: tuple[str, ...]
     checksum: str
@@ -89,6 +102,35 @@ class Task:
     """Things a reader of the report must know about the data (a missing set, a stand-in)."""
     features: tuple[str, ...] = ()
     missing_ood: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return tuple(self.fit_data.train.x.shape[1:])
+
+    @property
+    def test(self) -> EvaluationSet:
+        """The test examples."""
+        return self.sets["test"]
+
+    @property
+    def ood(self) -> dict[str, Tensor]:
+        """Inputs of the reported out-of-distribution sets, by name."""
+        return {name: part.inputs() for name, part in self.sets_of("ood").items()}
+
+    @property
+    def validation_ood(self) -> dict[str, Tensor]:
+        """Inputs of the out-of-distribution sets that tuning may use, by name."""
+        return {name: part.inputs() for name, part in self.sets_of("validation_ood").items()}
+
+    @property
+    def curve_x(self) -> Tensor | None:
+        """The curve's grid, or None."""
+        return self.sets["curve"].inputs() if "curve" in self.sets else None
+
+    def sets_of(self, kind: str) -> dict[str, EvaluationSet]:
+        """The sets of a kind by their own names: ``sets_of("ood")["letters"]`` is ``sets["ood/letters"]``."""
+        return {name.partition("/")[2]: part for name, part in self.sets.items() if kind_of(name) == kind}
 
 
 def build_task(spec: TaskSpec, data_root: Path | None = None, allow_code: Sequence[Path] = ()) -> Task:
@@ -125,8 +167,8 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
         for part, examples in (("train", split.train), ("validation", split.validation), ("test", split.test))
         for name, values in (("x", examples.x), ("y", examples.y))
     }
-    arrays |= {f"ood/{name}": x for name, x in raw_ood.items()}
-    arrays |= {f"validation_ood/{name}": x for name, x in raw_validation_ood.items()}
+    arrays |= {set_name("ood", name): x for name, x in raw_ood.items()}
+    arrays |= {set_name("validation_ood", name): x for name, x in raw_validation_ood.items()}
 
     augment = Augmentation(spec.augmentation.shift, spec.augmentation.flip) if spec.augmentation else None
 
@@ -136,16 +178,22 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
     from bayes_bench.tasks.network import build_network
 
     make = partial(build_network, spec.network, split.input_shape, likelihood.output_width, allow_code=allow_code)
+    fit_data, test = FitData(examples(split.train, augment), examples(split.validation)), examples(split.test)
+    sets = {"test": EvaluationSet(test.x, test.y)}
+    if fit_data.validation:
+        sets["validation"] = EvaluationSet(fit_data.validation.x, fit_data.validation.y)
+    sets |= {set_name("ood", name): EvaluationSet(standardiser.inputs(x)) for name, x in raw_ood.items()}
+    for name, x in raw_validation_ood.items():
+        sets[set_name("validation_ood", name)] = EvaluationSet(standardiser.inputs(x))
+    if spec.curve:
+        sets["curve"] = EvaluationSet(_curve(spec.curve, split, standardiser))
     task = Task(
         spec=spec,
-        fit_data=FitData(examples(split.train, augment), examples(split.validation)),
-        test=examples(split.test),
+        fit_data=fit_data,
+        sets=sets,
         build_network=make,
         likelihood=likelihood,
         prior=GaussianPrior(spec.prior.std, spec.prior.scaling),
-        ood={name: standardiser.inputs(x) for name, x in raw_ood.items()},
-        validation_ood={name: standardiser.inputs(x) for name, x in raw_validation_ood.items()},
-        curve_x=_curve(spec.curve, split, standardiser) if spec.curve else None,
         standardiser=standardiser,
         classes=split.classes,
         checksum=_checksum(arrays),

@@ -150,7 +150,7 @@ class LinearRegression:
         return curvatures, curvatures @ self.mean - targets
 
 
-# MomentErrors ---------------------------------------------------------------------------------------------------
+# Comparison ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from bayes_bench.jobs.job import Job
 from bayes_bench.methods import registry
 from bayes_bench.results.folder import check_run_dir
 from bayes_bench.results.lock import locked
+from bayes_bench.results.sets import kind_of
 from bayes_bench.tuning.journal import JOURNAL, Journal, snippet, write_trials
 from bayes_bench.tuning.plan import Result, Rule, Search, Trial
 from bayes_bench.tuning.suggest import load_optuna, suggest
@@ -85,7 +86,7 @@ def tune(
     if not task.fit_data.validation:
         raise UsageError(f"task {search.task.name!r} has no validation data, by which tuning could choose")
     build_posterior(search.jobs[0], task).check_fit(task.fit_data, search.jobs[0].budget)
-    outside = task.likelihood.kind == "classification" and task.validation_ood
+    outside = task.likelihood.kind == "classification" and task.sets_of("validation_ood")
     rule = Rule("val_ood_auroc" if outside else "val_nll")
     with (
         locked(out),
@@ -148,13 +149,11 @@ def score(job: Job, task: Task, device: torch.device, memory_limit_mb: int = MEM
     posterior, fit, weights = fit_and_draw(job, task, device, memory_limit_mb=memory_limit_mb)
     validation = task.fit_data.validation
     assert validation is not None
-    sets = {"validation": validation.inputs()} | {
-        f"validation_ood/{name}": x for name, x in task.validation_ood.items()
-    }
     predictions = {
         f"{name}/{key}": values
-        for name, x in sets.items()
-        for key, values in predict(posterior, weights, x, task.standardiser).items()
+        for name, part in task.sets.items()
+        if kind_of(name) in ("validation", "validation_ood")
+        for key, values in predict(posterior, weights, part.inputs(), task.standardiser).items()
     }
     y = predictions["validation/y"] = raw_targets(validation.y, task.standardiser)
     wanted = [metric for metric in metrics.CATALOGUE if metric.group == "validation"]
@@ -163,17 +162,11 @@ def score(job: Job, task: Task, device: torch.device, memory_limit_mb: int = MEM
     if task.likelihood.kind == "classification":
         probs = metrics.summarise(predictions["validation/log_probs"], ()).probs
         scores["val_accuracy"] = metrics.accuracy(probs, y)
-        if task.validation_ood:
-            scores["val_ood_auroc"] = statistics.fmean(scores[f"val_ood_auroc/{name}"] for name in task.validation_ood)
+        if outside := task.sets_of("validation_ood"):
+            scores["val_ood_auroc"] = statistics.fmean(scores[f"val_ood_auroc/{name}"] for name in outside)
     else:
         scores["val_rmse"] = metrics.rmse(predictions["validation/mean"], y)
     for name, value in scores.items():
         if not math.isfinite(value):
             raise DivergenceError(f"{name} is not finite")
     return scores | {"fit_seconds": fit.seconds}
-
-
-# Optuna ---------------------------------------------------------------------------------------------------
-
-
-# Files ----------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_what_lies_on_a_gpu_is_told_apart() -> None:
 
 
 def test_a_job_that_cannot_fit_is_told_sizes_and_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = memory.Estimate((memory.Part("a draw", 3 * 2**30, "lower samples"), memory.Part("data", 2**29, "")))
+    found = memory.Estimate((memory.Need("a draw", 3 * 2**30, "lower samples"), memory.Need("data", 2**29, "")))
     monkeypatch.setattr(memory.machine, "memory_bytes", lambda: 4 * 2**30)
     found.check()
     sentence = (

@@ -489,7 +489,7 @@ def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> 
     if parcel.network is not None:
         number, function = parcel.network
         spec = task.spec.network.model_copy(update={"entry": f"{modules[number]}:{function}"})
-        shape, width = tuple(task.test.x.shape[1:]), task.likelihood.output_width
+        shape, width = task.input_shape, task.likelihood.output_width
         task = replace(task, build_network=partial(build_network, spec, shape, width, allow_code=tuple(modules)))
     # The driver compares with the reference: its file need not be here.
     here = {"reference": None}
