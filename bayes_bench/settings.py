@@ -7,7 +7,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -84,16 +84,30 @@ class MethodConfig(Settings):
 
 
 def setting(
-    default: Any, meaning: str, *, source: str = "", tune: Range | Sequence[Any] | None = None, **constraints: Any
+    default: Any,
+    meaning: str,
+    *,
+    source: str = "",
+    tune: Range | Sequence[Any] | None = None,
+    identity: Literal["", "elsewhere", "none"] = "",
+    **constraints: Any,
 ) -> Any:
     """A documented field: its default, what it means and where the value comes from; the rest as in pydantic.
 
     ``tune`` is what ``bayes-bench tune`` may try: choices, or a ``Range`` of numbers. The default need not be in it.
+    ``identity`` is for keys of a task: ``"none"`` says that it changes no result, ``"elsewhere"`` that what a job is
+    told by has it in another form (the checksum of the data, the job's own budget).
     """
-    extra: dict[str, Any] = {"source": source} if source else {}
+    extra: dict[str, Any] = {name: value for name, value in (("source", source), ("identity", identity)) if value}
     if tune is not None:
         extra["tune"] = asdict(tune) if isinstance(tune, Range) else list(tune)
     return Field(default, description=meaning, json_schema_extra=cast(Any, extra or None), **constraints)
+
+
+def fields_of_identity(cls: type[Settings], *kinds: str) -> set[str]:
+    """The names of the fields that ``setting`` was told one of these kinds of ``identity`` of."""
+    extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
+    return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("identity") in kinds}
 
 
 def search_space(cls: type[MethodConfig]) -> dict[str, Space]:

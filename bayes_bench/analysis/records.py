@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bayes_bench import metrics
 from bayes_bench.results.folder import job_folder, load_predictions, read_records, read_run
 from bayes_bench.results.schema import canonical_hash
+from bayes_bench.tasks.spec import CHANGES_NO_RESULT
 
 RESULT_COLUMNS = (
     "suite",
@@ -63,16 +64,6 @@ PUBLISHED_COLUMNS = (
     "variant",
 )
 HISTORY_COLUMNS = ("suite", "task", "method", "variant", "seed", "evaluations")
-# What changes no result, and the settings of other methods, do not make another comparison.
-_COSMETIC = (
-    "title",
-    "settings",
-    "seconds_per_job",
-    "megabytes_per_job",
-    "reference",
-    "published",
-    "collapse_threshold",
-)
 
 
 @dataclass(frozen=True)
@@ -143,7 +134,7 @@ def _finished(record: Mapping[str, Any]) -> str:
 def comparison_of(record: Mapping[str, Any]) -> str:
     """Identifier (8 hex digits) of what may be compared: task, data and budget."""
     # Without keys that say nothing, so that one which later versions have sets no record of an earlier one apart.
-    spec = {k: v for k, v in (record.get("task_spec") or {}).items() if k not in _COSMETIC and v is not None}
+    spec = {k: v for k, v in (record.get("task_spec") or {}).items() if k not in CHANGES_NO_RESULT and v is not None}
     checksum = (record.get("data") or {}).get("checksum")
     budget = (record.get("budget") or {}).get("total")
     return canonical_hash([record["suite"], record["task"], spec, checksum, budget])[:8]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bayes_bench.cli.group import GroupedCommand, cli
-from bayes_bench.cli.options import allow_code_option, data_root_option, split_names
+from bayes_bench.cli.options import allow_code_option, data_root_option, gathered, split_names
 from bayes_bench.errors import UsageError
 from bayes_bench.host.machine import MOST_THREADS
+
+if TYPE_CHECKING:
+    from bayes_bench.jobs.job import Conditions
 
 
 @cli.command()
@@ -105,9 +108,8 @@ Examples:
 )
 @data_root_option
 @allow_code_option
-def rerun(
-    record: Path, threads: int | None, out: Path | None, data_root: Path | None, allow_code: tuple[Path, ...]
-) -> int:
+@gathered("conditions", "bayes_bench.jobs.job:Conditions", "threads", "data_root", "allow_code")
+def rerun(record: Path, out: Path | None, conditions: Conditions) -> int:
     """Repeat one job and compare.
 
     RECORD is a job's folder, or the record.json in it. The job is run again with the task, method, settings, seed,
@@ -138,9 +140,7 @@ def rerun(
 
     click.echo(f"{recorded.job.name} again", err=True)
     with tempfile.TemporaryDirectory() as temporary:
-        found = repeat(
-            recorded, out or Path(temporary), threads=threads, data_root=data_root, allow_code=allow_code, tell=tell
-        )
+        found = repeat(recorded, out or Path(temporary), conditions=conditions, tell=tell)
     if found.arrays:
         console.print(tables.arrays_table(found.arrays))
     if found.differences:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -71,6 +74,28 @@ allow_code_option = option(
     metavar="FILE",
     help="A Python file that a suite may take its network from; it is executed.",
 )
+
+
+def gathered(argument: str, place: str, *options: str, **renamed: str) -> Callable[[Callable[..., int]], Any]:
+    """Hands several options to a command as one object.
+
+    Args:
+        argument: of the command.
+        place: the object's class, ``"module:Class"``; imported when the command runs.
+        options: its arguments, called as the options.
+        renamed: others, and the options that they come from.
+    """
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @wraps(command)
+        def called(**values: Any) -> int:
+            module, _, name = place.partition(":")
+            given = {own: values.pop(option) for own, option in ({o: o for o in options} | renamed).items()}
+            return command(**values, **{argument: getattr(import_module(module), name)(**given)})
+
+        return called
+
+    return decorate
 
 
 def split_names(option: str, text: str | None, example: str = "hypergan,mcdropout") -> tuple[str, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,7 @@ from bayes_bench.cli.options import (
     budget_scale_option,
     data_root_option,
     device_option,
+    gathered,
     memory_limit_option,
     method_name,
     quick_option,
@@ -26,11 +28,15 @@ from bayes_bench.cli.options import (
     split_names,
     threads_option,
 )
-from bayes_bench.errors import UsageError
+from bayes_bench.errors import BayesBenchError, UsageError
 
 if TYPE_CHECKING:
     from bayes_bench.analysis.records import Run
+    from bayes_bench.jobs.job import Conditions, Job
+    from bayes_bench.jobs.pace import Expectation
+    from bayes_bench.runs.executors.base import Workers
     from bayes_bench.tasks.spec import TaskSpec
+    from bayes_bench.tasks.task import Task
 
 
 DEFAULT_SUITES = ("digits", "cubic")
@@ -91,7 +97,7 @@ Examples:
     help="How much of a fit an interruption may cost.",
 )
 @option(HOW, "--fresh", is_flag=True, help="Run finished jobs again.")
-@option(HOW, "--dry-run", is_flag=True, help="Only show jobs, expected time and disk.")
+@option(HOW, "--dry-run", is_flag=True, help="Only show jobs, and by a few steps of each what time and disk they take.")
 @option(HOW, "--quiet", is_flag=True, help="Only errors and the path of the report.")
 @option(
     WHERE,
@@ -125,6 +131,14 @@ Examples:
     metavar="N",
     help="GPUs that a job reserves, or a part of one such as 0.25; default: 0.",
 )
+@gathered(
+    "conditions", "bayes_bench.jobs.job:Conditions",
+    "device", "precision", "threads", "memory_limit_mb", "snapshot_every", "data_root", "allow_code",
+)  # fmt: skip
+@gathered(
+    "workers", "bayes_bench.runs.executors.base:Workers",
+    "executor", "timeout", "address", "cpus_per_job", "gpus_per_job", jobs="at_once",
+)  # fmt: skip
 def run(
     suites: tuple[str, ...],
     methods: str | None,
@@ -132,23 +146,12 @@ def run(
     quick: bool,
     settings: tuple[str, ...],
     budget_scale: float,
-    device: str,
-    precision: Literal["float32", "tf32"],
-    threads: int | None,
-    memory_limit_mb: int,
-    at_once: int | None,
-    timeout: float | None,
-    snapshot_every: float,
     fresh: bool,
     dry_run: bool,
     quiet: bool,
     out: Path | None,
-    data_root: Path | None,
-    allow_code: tuple[Path, ...],
-    executor: Literal["local", "ray"],
-    address: str | None,
-    cpus_per_job: int | None,
-    gpus_per_job: float | None,
+    conditions: Conditions,
+    workers: Workers,
 ) -> int:
     """Train methods on suites and write one comparison page.
 
@@ -159,13 +162,10 @@ def run(
     Exit code: 0, or 1 when a job failed, 2 for a mistake in the input, 130 after Ctrl-C.
     """
     from bayes_bench.cli.options import parse_override, parse_seeds
-    from bayes_bench.jobs.job import device_class
-    from bayes_bench.jobs.plan import plan
+    from bayes_bench.jobs.plan import find_finished, plan
     from bayes_bench.results.folder import check_run_dir
-    from bayes_bench.runs.executors.base import Workers
     from bayes_bench.tasks.suites import load_suite
 
-    workers = Workers(executor, at_once, timeout, address, cpus_per_job, gpus_per_job)
     workers.check()
     specs = [load_suite(name) for name in suites or DEFAULT_SUITES]
     if quick:
@@ -185,10 +185,9 @@ def run(
     from bayes_bench.cli.progress import progress
 
     if dry_run:
-        own = [spec for spec, name in zip(specs, suites, strict=False) if name.endswith(".toml")]
-        if own:
-            _build_tasks([task for spec in own for task in spec.tasks], data_root, allow_code)
-        table, sentence = tables.plan_table(planned, run_dir, device_class(device, precision), memory_limit_mb, fresh)
+        place = run_dir, conditions.device_class, conditions.memory_limit_mb
+        waiting = [job for job in planned if fresh or not find_finished(job, *place)]
+        table, sentence = tables.plan_table(planned, waiting, run_dir, _expectations(waiting, conditions, workers))
         stdout().print(table)
         click.echo(sentence)
         return 0
@@ -198,18 +197,12 @@ def run(
         result = run_jobs(
             planned,
             run_dir,
+            conditions,
+            workers=workers,
             suites=specs,
-            device=device,
-            precision=precision,
-            threads=threads,
             fresh=fresh,
-            data_root=data_root,
-            allow_code=allow_code,
-            memory_limit_mb=memory_limit_mb,
             command=["bayes-bench", *sys.argv[1:]],
             observer=observer,
-            workers=workers,
-            snapshot_every=snapshot_every,
         )
     if not quiet:
         from bayes_bench.analysis.records import load_run
@@ -224,16 +217,39 @@ def run(
     return result.exit_code
 
 
-def _build_tasks(tasks: Iterable[TaskSpec], data_root: Path | None, allow_code: Sequence[Path]) -> None:
-    """Read the data and build the networks of these tasks, but for those that would download a benchmark set."""
-    from bayes_bench import data
+def _expectations(jobs: Sequence[Job], conditions: Conditions, workers: Workers) -> dict[tuple[str, str], Expectation]:
+    """By a few steps of a job of every task and label; of tasks alone whose data are here.
+
+    Raises:
+        BayesBenchError: data are damaged, or a method refuses its task or budget.
+    """
+    from bayes_bench.jobs.pace import expectation
     from bayes_bench.tasks.task import build_task
 
-    root = data.resolve_data_root(data_root)
-    for task in tasks:
-        sources = [data.find_source(one.source) for one in (task.data, *task.ood, *task.validation_ood)]
-        if all(one and (one.files is None or one.files.found(root).state == "present") for one in sources):
-            build_task(task, data_root, allow_code)
+    conditions = replace(conditions, device=workers.device(conditions.device))
+    tasks: dict[str, Task | None] = {}
+    found = {}
+    for job in jobs:
+        name = job.task.model_dump_json()
+        if name not in tasks:
+            here = workers.executor == "local" and _has_data(job.task, conditions)
+            tasks[name] = build_task(job.task, conditions.data_root, conditions.allow_code) if here else None
+        task = tasks[name]
+        if task is not None and (name, job.label) not in found:
+            try:
+                found[name, job.label] = expectation(job, task, conditions)
+            except BayesBenchError as error:
+                raise type(error)(f"{job.task.name}/{job.label}: {error}") from error
+    return found
+
+
+def _has_data(task: TaskSpec, conditions: Conditions) -> bool:
+    """Whether a task's data are here, so that nothing would be downloaded."""
+    from bayes_bench import data
+
+    root = data.resolve_data_root(conditions.data_root)
+    sources = [data.find_source(one.source) for one in (task.data, *task.ood, *task.validation_ood)]
+    return all(one and (one.files is None or one.files.found(root).state == "present") for one in sources)
 
 
 @cli.command()

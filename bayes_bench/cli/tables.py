@@ -1,4 +1,4 @@
-"""What the command line shows: live progress, tables. Uses rich; imports no torch."""
+"""Tables on a terminal. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from rich.table import Table
 
 from bayes_bench.cli.console import HEADLINES, SUPERSCRIPTS, TUNING_HEADLINES, duration, number, table
 from bayes_bench.errors import printable
-from bayes_bench.jobs.job import Job, expected_seconds
-from bayes_bench.jobs.plan import find_finished
+from bayes_bench.host.machine import size_in_words
+from bayes_bench.jobs.job import Job
 from bayes_bench.tuning.journal import plain
 from bayes_bench.tuning.plan import Result
 
 if TYPE_CHECKING:
     from bayes_bench.analysis.changes import RunChanges
+    from bayes_bench.jobs.pace import Expectation
     from bayes_bench.metrics.references import Reference
     from bayes_bench.runs.rerun import ArrayMismatch, Repetition
     from bayes_bench.runs.verify import Mismatch
@@ -122,38 +123,45 @@ def reference_tables(made: Reference) -> list[Table]:
     return tables
 
 
-def plan_table(jobs: Sequence[Job], run_dir: Path, device: str, memory_limit_mb: int, fresh: bool) -> tuple[Table, str]:
-    """What a run would do, and a sentence with the expected time and disk space. Trains and writes nothing."""
+def plan_table(
+    jobs: Sequence[Job], waiting: Sequence[Job], run_dir: Path, expected: Mapping[tuple[str, str], Expectation]
+) -> tuple[Table, str]:
+    """What a run would do, and a sentence with the expected time and disk space.
+
+    Args:
+        waiting: the jobs that are not finished.
+        expected: of a job by its task, as JSON, and its label; what is missing is unknown.
+    """
     groups: dict[tuple[str, str, str], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.suite, job.task.name, job.label), []).append(job)
-    rows, waiting = [], []
+    rows = []
     for (suite, task, label), members in groups.items():
-        ahead = [job for job in members if fresh or not find_finished(job, run_dir, device, memory_limit_mb)]
-        waiting += ahead
-        first = members[0]
+        ahead = sum(job in waiting for job in members)
+        one = _expected(members[0], expected)
+        time_, size = duration(one.seconds if one else None), size_in_words(one.bytes) if one else "unknown"
         rows.append(
             [
-                suite,
-                task,
-                label,
-                ",".join(str(job.seed) for job in members),
-                f"{first.budget:,}",
-                duration(expected_seconds(first)),
-                "unknown" if first.task.megabytes_per_job is None else f"{first.task.megabytes_per_job:g} MB",
-                f"{len(members) - len(ahead)} of {len(members)}",
+                *(suite, task, label, ",".join(str(job.seed) for job in members), f"{members[0].budget:,}"),
+                *((time_, size) if ahead else ("", "")),
+                f"{len(members) - ahead} of {len(members)}",
             ]
         )
-    seconds = [expected_seconds(job) for job in waiting]
-    sizes = [job.task.megabytes_per_job for job in waiting]
-    time_ = None if None in seconds else sum(s for s in seconds if s is not None)
-    disk = "unknown" if None in sizes else f"{sum(s for s in sizes if s is not None):,.0f} MB"
     headers = ["suite", "task", "method", "seeds", "budget", "time per job", "disk per job", "finished"]
+    each = [_expected(job, expected) for job in waiting]
+    known = [one for one in each if one is not None]
+    seconds = [one.seconds for one in known if one.seconds is not None]
+    total = sum(seconds) if len(seconds) == len(each) else None
+    disk = size_in_words(sum(one.bytes for one in known)) if len(known) == len(each) else "unknown"
     sentence = (
-        f"{len(waiting)} of {len(jobs)} jobs to run into {run_dir}; expected time on 2 CPU cores: {duration(time_)}; "
-        f"disk: {disk}"
+        f"{len(waiting)} of {len(jobs)} jobs to run into {run_dir}; one after the other, by a few steps of each on "
+        f"this machine: {duration(total)}; disk: {disk}"
     )
     return table(headers, rows, numbers_from=4), sentence
+
+
+def _expected(job: Job, expected: Mapping[tuple[str, str], Expectation]) -> Expectation | None:
+    return expected.get((job.task.model_dump_json(), job.label))
 
 
 # Looking again --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,12 +17,16 @@ from bayes_bench.cli.options import (
     budget_scale_option,
     data_root_option,
     device_option,
+    gathered,
     memory_limit_option,
     method_name,
     quick_option,
     set_option,
     threads_option,
 )
+
+if TYPE_CHECKING:
+    from bayes_bench.jobs.job import Conditions
 
 
 @cli.command(
@@ -60,6 +65,9 @@ Examples:
 )
 @data_root_option
 @allow_code_option
+@gathered(
+    "conditions", "bayes_bench.jobs.job:Conditions", "device", "threads", "memory_limit_mb", "data_root", "allow_code"
+)
 def tune(
     method: str,
     suite: str,
@@ -69,13 +77,9 @@ def tune(
     quick: bool,
     settings: tuple[str, ...],
     budget_scale: float,
-    device: str,
-    threads: int | None,
-    memory_limit_mb: int,
     quiet: bool,
     out: Path | None,
-    data_root: Path | None,
-    allow_code: tuple[Path, ...],
+    conditions: Conditions,
 ) -> int:
     """Search for settings of METHOD on a task of SUITE.
 
@@ -114,11 +118,7 @@ def tune(
         search,
         folder,
         trials=trials,
-        device=device,
-        threads=threads,
-        data_root=data_root,
-        allow_code=allow_code,
-        memory_limit_mb=memory_limit_mb,
+        conditions=conditions,
         command=["bayes-bench", *sys.argv[1:]],
         watch=failed_trial_line if quiet else trial_line,
     )

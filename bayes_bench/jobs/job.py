@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bayes_bench.errors import UsageError
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.results.schema import canonical_hash
 from bayes_bench.settings import SNAPSHOT_SECONDS, Settings
-from bayes_bench.tasks.spec import TaskSpec
+from bayes_bench.tasks.spec import NOT_IN_KEY, TaskSpec
 
 if TYPE_CHECKING:
     from bayes_bench.tasks.task import Task
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How the jobs of a run are computed, the same for all of them.
+    """The settings of a run: how its jobs are computed, the same for all of them. Made once, and handed on as one.
 
     Attributes:
-        device: ``"cpu"`` or ``"cuda"``.
-        precision: of products on a GPU.
-        threads: CPU threads of a job; None lets ``default_threads`` choose.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        precision: of products on a GPU. PyTorch's own default for convolutions there is ``"tf32"``; ours is not.
+        threads: CPU threads of a job; None: the physical cores this process may use, but one for small networks.
         data_root: folder of the benchmark data, as in ``tasks.build_task``.
         allow_code: Python files that a network may come from.
-        snapshot_every: between two snapshots of a fit.
-        memory_limit_mb: for the intermediate values of one evaluation of networks.
+        snapshot_every: seconds between two snapshots of a fit; changes no result.
+        memory_limit_mb: for the intermediate values of one evaluation of networks; part of a job's key.
         parallel_jobs: how many jobs share the machine's memory; changes no result.
         method_files: methods that come from files, as ``registry.add_file`` takes them.
     """
 
-    device: str
+    device: str = "auto"
     precision: Literal["float32", "tf32"] = "float32"
     threads: int | None = None
     data_root: Path | None = None
@@ -40,6 +41,10 @@ class Conditions:
     memory_limit_mb: int = MEMORY_LIMIT_MB
     parallel_jobs: int = 1
     method_files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.snapshot_every > 0:
+            raise UsageError(f"--snapshot-every must be a positive number of seconds, got {self.snapshot_every:g}")
 
     @property
     def device_class(self) -> str:
@@ -56,25 +61,6 @@ class PlacedJob:
     key: str
     variant: str
     folder: Path
-
-
-# Parts of a task that change no result by themselves: texts, hints, what a job resolves on its own (budget and
-# settings), where the data come from and how many are used (the checksum speaks for the data, so a moved file changes
-# no key), and what results are only compared with.
-NOT_IN_KEY = {
-    "title",
-    "seconds_per_job",
-    "megabytes_per_job",
-    "budget",
-    "settings",
-    "data",
-    "ood",
-    "validation_ood",
-    "reference",
-    "published",
-    "examples",
-    "collapse_threshold",
-}
 
 
 class Job(Settings):
@@ -132,9 +118,3 @@ class Job(Settings):
 def device_class(device: str, precision: str) -> str:
     """What a job's key says of where and how it was computed; TF32 exists on GPUs alone."""
     return device if precision == "float32" else f"cuda-{precision}"
-
-
-def expected_seconds(job: Job) -> float | None:
-    """What the task's author expects of one job, scaled with its budget; None where the task does not say."""
-    hint = job.task.seconds_per_job
-    return None if hint is None else hint * job.budget / job.task.budget

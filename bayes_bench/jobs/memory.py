@@ -113,6 +113,13 @@ def estimate(posterior: WeightPosterior, task: Task, budget: int, networks: int,
     return Estimate(_most(data, [stored(PREDICTION_COPIES)], saving), gpu=_most(own, fitting, drawing, predicting))
 
 
+def stored_bytes(posterior: WeightPosterior, task: Task, budget: int, networks: int) -> float:
+    """What a job's predictions and posterior take on disk."""
+    held = posterior._networks_held(networks, task.fit_data, budget)
+    inputs = [part.inputs() for part in task.sets.values()]
+    return _predictions(posterior, inputs, networks) + held.state * posterior.network_bytes
+
+
 def ran_out(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on the CPU or a GPU."""
     # PyTorch's allocator for the CPU raises a plain RuntimeError.

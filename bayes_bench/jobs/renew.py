@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bayes_bench.jobs.job import NOT_IN_KEY
 from bayes_bench.metrics.measure import measure, measuring_code
 from bayes_bench.results.folder import load_predictions, read_records, read_run, write_record
 from bayes_bench.results.lock import locked
 from bayes_bench.settings import COLLAPSE_THRESHOLD
-from bayes_bench.tasks.spec import QUICK_SUFFIX, SuiteSpec
+from bayes_bench.tasks.spec import NOT_IN_KEY, QUICK_SUFFIX, SuiteSpec
 from bayes_bench.tasks.suites import load_suite, shipped_suites
 
 

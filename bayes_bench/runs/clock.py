@@ -1,4 +1,4 @@
-"""How long a run still takes: from the jobs of the same kind that it has seen, else from what the tasks say."""
+"""How long a run still takes: by the jobs of the same kind that have finished, and the pace of those that run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bayes_bench.jobs.job import Job, expected_seconds
+from bayes_bench.jobs.job import Job
 
 TRUSTED_FROM = 0.02
 """Share of a job from which its own pace says something."""
@@ -81,4 +81,4 @@ class Clock:
         if seen:
             return statistics.fmean(seen)
         same_task = [statistics.fmean(all_) for (task, _), all_ in self._seen.items() if task == job.task.name]
-        return statistics.fmean(same_task) if same_task else expected_seconds(job)
+        return statistics.fmean(same_task) if same_task else None

@@ -6,8 +6,8 @@ code but that of installed methods and of the files that ``allow_code`` names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import machine
-from bayes_bench.jobs.job import Job
+from bayes_bench.jobs.job import Conditions, Job, PlacedJob
 from bayes_bench.methods import registry
 from bayes_bench.metrics.cost import MEASURED
 from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, check_file
@@ -118,17 +118,13 @@ def repeat(
     recorded: Recorded,
     out: Path,
     *,
-    threads: int | None = None,
-    data_root: Path | None = None,
-    allow_code: Sequence[Path] = (),
+    conditions: Conditions | None = None,
     tell: Any = lambda differences: None,
 ) -> Repetition:
     """Run the job again, into the folder ``out``, and compare.
 
     Args:
-        threads: other than those that the record names.
-        data_root: folder of the benchmark data, as in ``tasks.build_task``.
-        allow_code: Python files that the network may come from.
+        conditions: where data and code are, and threads other than the record's; the rest is as the record says.
         tell: called before training with what is not as it was when the record was made: a list of ``Mismatch``.
 
     Raises:
@@ -137,7 +133,6 @@ def repeat(
         PluginError: the method is broken.
     """
     from bayes_bench.jobs.execute import execute
-    from bayes_bench.jobs.job import Conditions, PlacedJob
     from bayes_bench.jobs.provenance import code_of, machine_facts, task_fields
     from bayes_bench.posterior.checks import resolve_device
     from bayes_bench.tasks.task import build_task
@@ -146,16 +141,16 @@ def repeat(
     job, how = recorded.job, recorded.surroundings
     resolve_device(how.place)
     registry.method_class(job.method)
-    conditions = Conditions(
+    given = conditions or Conditions()
+    conditions = replace(
+        given,
         device=how.place,
         precision=how.precision,
-        threads=threads or how.threads,
-        data_root=data_root,
-        allow_code=tuple(allow_code),
+        threads=given.threads or how.threads,
         memory_limit_mb=how.memory_limit_mb,
     )
     try:
-        task = build_task(job.task, data_root, allow_code)
+        task = build_task(job.task, conditions.data_root, conditions.allow_code)
     except (MemoryError, RuntimeError) as error:
         raise DataError(f"the task {job.task.name!r} of {recorded.folder} cannot be built: {error}") from error
     place = (task.checksum, conditions.device_class, conditions.memory_limit_mb)

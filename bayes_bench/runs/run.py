@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bayes_bench.errors import BayesBenchError, DataError, MemoryLimitError, UsageError
 from bayes_bench.host import machine
@@ -28,7 +28,6 @@ from bayes_bench.runs import executors
 from bayes_bench.runs.clock import Clock
 from bayes_bench.runs.executors.base import Executor, Outcome, Workers
 from bayes_bench.runs.observer import Observer
-from bayes_bench.settings import SNAPSHOT_SECONDS
 from bayes_bench.tasks.spec import SuiteSpec
 from bayes_bench.tasks.task import Task, build_task
 
@@ -64,19 +63,13 @@ class RunResult:
 def run(
     jobs: Sequence[Job],
     run_dir: Path,
+    conditions: Conditions | None = None,
     *,
+    workers: Workers | None = None,
     suites: Sequence[SuiteSpec] = (),
-    device: str = "auto",
-    precision: Literal["float32", "tf32"] = "float32",
-    threads: int | None = None,
     fresh: bool = False,
-    data_root: Path | None = None,
-    allow_code: Sequence[Path] = (),
-    memory_limit_mb: int = machine.MEMORY_LIMIT_MB,
     command: Sequence[str] = (),
     observer: Observer | None = None,
-    workers: Workers | None = None,
-    snapshot_every: float = SNAPSHOT_SECONDS,
 ) -> RunResult:
     """Run jobs into a run folder, and render its report.
 
@@ -87,20 +80,13 @@ def run(
     Args:
         jobs: from ``jobs.plan``, in the order they are run.
         run_dir: made where it is not; a run folder is continued.
+        conditions: how the jobs are computed.
+        workers: who computes them; default: this process, one after the other. Processes import the caller's main
+            module, which must therefore be guarded by ``if __name__ == "__main__"``.
         suites: kept in ``run.json``, for readers.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        precision: of products on a GPU. PyTorch's own default for convolutions there is ``"tf32"``; ours is not.
-        threads: CPU threads of PyTorch while the run lasts; default: the physical cores this process may use, but
-            one for networks below ``threads.SMALL_NETWORK``. The caller's own number is put back.
         fresh: run finished jobs again.
-        data_root: folder of the benchmark data, as in ``tasks.build_task``.
-        allow_code: Python files that a network may come from.
-        memory_limit_mb: for the intermediate values of one evaluation of networks; part of the jobs' keys.
         command: the command line, kept in ``run.json``.
         observer: told about progress.
-        workers: who computes the jobs; default: this process, one after the other. Processes import the caller's main
-            module, which must therefore be guarded by ``if __name__ == "__main__"``.
-        snapshot_every: seconds between two snapshots of a fit; changes no result.
 
     Raises:
         UsageError: no such device, tf32 without a GPU, workers that cannot be had, a folder that cannot be written or
@@ -115,36 +101,13 @@ def run(
 
     observer, workers = observer or Observer(), workers or Workers()
     workers.check()
-    if not snapshot_every > 0:
-        raise UsageError(f"--snapshot-every must be a positive number of seconds, got {snapshot_every:g}")
     check_run_dir(run_dir)
     check_not_in_use(run_dir)
-    place = workers.device(device)
-    if precision == "tf32" and place != "cuda":
-        raise UsageError("precision tf32 is a GPU's; run without --precision, or with --device cuda")
-    methods = {job.method for job in jobs}
-    for method in methods:
-        registry.method_class(method)
-    files = registry.files_of(methods)
-    if files and workers.executor == "ray":
-        raise UsageError(
-            f"{files[0]} lies on this machine alone; for a cluster make a package of it: bayes-bench new-method"
-        )
-    conditions = Conditions(
-        place,
-        precision,
-        threads,
-        data_root,
-        tuple(allow_code),
-        snapshot_every,
-        memory_limit_mb,
-        workers.jobs or 1,
-        files,
-    )
+    conditions = _settled(conditions or Conditions(), workers, {job.method for job in jobs})
     placed = _placed(jobs, run_dir, conditions)
     _preflight(placed, conditions, observer, here=workers.executor == "local")
     _check_references(placed, observer)
-    _check_threads(placed, threads, workers, observer)
+    _check_threads(placed, conditions.threads, workers, observer)
     stop, books = Stop(), _Books(placed, conditions, observer, fresh)
     with executors.choose(workers, conditions, books.watch, stop) as executor, locked(run_dir):
         _write_plan(run_dir, placed, suites, command, conditions)
@@ -158,6 +121,26 @@ def run(
         path = report.write(run_dir)
     counts = {kind: books.counts[kind] for kind in ("finished", "failed", "skipped")}
     return RunResult(run_dir, **counts, total=len(placed), interrupted=books.interrupted, report=path)
+
+
+def _settled(conditions: Conditions, workers: Workers, methods: set[str]) -> Conditions:
+    """What the user asked for, with the device that there is and the methods that come from files.
+
+    Raises:
+        UsageError: no such device, tf32 without a GPU, or a method's file that a cluster does not have.
+        PluginError: a method is broken.
+    """
+    place = workers.device(conditions.device)
+    if conditions.precision == "tf32" and place != "cuda":
+        raise UsageError("precision tf32 is a GPU's; run without --precision, or with --device cuda")
+    for method in methods:
+        registry.method_class(method)
+    files = registry.files_of(methods)
+    if files and workers.executor == "ray":
+        raise UsageError(
+            f"{files[0]} lies on this machine alone; for a cluster make a package of it: bayes-bench new-method"
+        )
+    return replace(conditions, device=place, parallel_jobs=workers.jobs or 1, method_files=files)
 
 
 class _Books:

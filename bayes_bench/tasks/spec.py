@@ -14,14 +14,25 @@ from pydantic import Field, field_validator, model_validator
 from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.errors import UsageError
 from bayes_bench.host.shipped import REFERENCE_SUFFIX
-from bayes_bench.settings import COLLAPSE_THRESHOLD, NAME_PATTERN, Settings, setting
+from bayes_bench.settings import COLLAPSE_THRESHOLD, NAME_PATTERN, Settings, fields_of_identity, setting
 
 QUICK_SUFFIX = "-quick"
 LARGEST_SEED = 2**63 - 1
+RETIRED = {"seconds_per_job", "megabytes_per_job"}
+"""Keys of a task that said something once: files and records that have them are still read."""
 Width = Annotated[int, Field(gt=0, le=10_000_000)]
 Widths = Annotated[tuple[Width, ...], Field(max_length=1000)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Activation = Literal["relu", "leaky_relu", "tanh", "gelu", "silu"]
+
+
+class _Table(Settings):
+    """A table that once had ``RETIRED`` keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired(cls, content: Any) -> Any:
+        return {k: v for k, v in content.items() if k not in RETIRED} if isinstance(content, dict) else content
 
 
 class MLPSpec(Settings):
@@ -143,34 +154,46 @@ class PublishedSpec(Settings):
     note: str = setting("", "in what it differs from the task here, or how sure it is", max_length=1000)
 
 
-class TaskSpec(Settings):
+class TaskSpec(_Table):
     name: str = setting(..., "how the task is called in tables and folders", pattern=NAME_PATTERN)
-    title: str = setting("", "one line for people")
-    data: SourceSpec
+    title: str = setting("", "one line for people", identity="none")
+    data: SourceSpec = setting(..., "where its examples come from", identity="elsewhere")
     network: NetworkSpec
     likelihood: LikelihoodSpec = CategoricalSpec()
     prior: PriorSpec = PriorSpec()
-    budget: int = setting(..., "network-example gradient evaluations per job", gt=0)
-    ood: tuple[OODSpec, ...] = setting((), "reported out-of-distribution sets; never used for tuning")
-    validation_ood: tuple[OODSpec, ...] = setting((), "out-of-distribution sets that tuning may use")
+    budget: int = setting(..., "network-example gradient evaluations per job", gt=0, identity="elsewhere")
+    ood: tuple[OODSpec, ...] = setting(
+        (), "reported out-of-distribution sets; never used for tuning", identity="elsewhere"
+    )
+    validation_ood: tuple[OODSpec, ...] = setting(
+        (), "out-of-distribution sets that tuning may use", identity="elsewhere"
+    )
     curve: CurveSpec | None = None
     augmentation: AugmentationSpec | None = None
-    published: tuple[PublishedSpec, ...] = setting((), "numbers of others, shown beside ours as claims")
+    published: tuple[PublishedSpec, ...] = setting(
+        (), "numbers of others, shown beside ours as claims", identity="none"
+    )
     examples: int | None = setting(
-        None, "validation, test and out-of-distribution sets are cut to so many examples, a fixed random subset", gt=0
+        None,
+        "validation, test and out-of-distribution sets are cut to so many examples, a fixed random subset",
+        gt=0,
+        identity="elsewhere",
     )
     collapse_threshold: float = setting(
         COLLAPSE_THRESHOLD,
         "mean total variation between two networks on out-of-distribution data below which the alarm is raised",
         ge=0,
         le=1,
+        identity="none",
     )
     reference: str | None = setting(
-        None, "predictions of the true posterior to measure distances to: a shipped one's name, or a file"
+        None,
+        "predictions of the true posterior to measure distances to: a shipped one's name, or a file",
+        identity="none",
     )
-    settings: dict[str, dict[str, Any]] = setting({}, "settings per method for this task, below those of --set")
-    seconds_per_job: float | None = setting(None, "expected time of one job on 2 CPU cores, in seconds", gt=0)
-    megabytes_per_job: float | None = setting(None, "expected disk use of one job, in MB", gt=0)
+    settings: dict[str, dict[str, Any]] = setting(
+        {}, "settings per method for this task, below those of --set", identity="none"
+    )
 
     @field_validator("reference")
     @classmethod
@@ -197,13 +220,12 @@ class MethodEntry(Settings):
     settings: dict[str, Any] = setting({}, "settings that differ from the task's and the method's defaults")
 
 
-class QuickSpec(Settings):
+class QuickSpec(_Table):
     """How a suite is cut down to a few minutes; networks, methods and settings stay."""
 
     budget_scale: float = setting(..., "factor on every budget", gt=0, le=1)
     seeds: tuple[Seed, ...] = setting((0,), "training seeds", min_length=1)
     examples: int | None = setting(None, "as the key of a task", gt=0)
-    seconds_per_job: float | None = setting(None, "expected time of one job on 2 CPU cores, in seconds", gt=0)
 
 
 class SuiteSpec(Settings):
@@ -246,21 +268,27 @@ class SuiteSpec(Settings):
             raise UsageError(
                 f"the suite {self.name!r} has no quick variant; give it a table [quick], or use --budget-scale"
             )
-        quick, tasks = self.quick, []
-        for task in self.tasks:
-            changes: dict[str, Any] = {}
-            if quick.seconds_per_job is not None:
-                # A task's hint is for its full budget, which stays: reports compare with it.
-                changes["seconds_per_job"] = quick.seconds_per_job / quick.budget_scale
-            if quick.examples is not None:
-                changes |= {"examples": min(quick.examples, task.examples or quick.examples), "reference": None}
-            tasks.append(task.model_copy(update=changes))
+        quick, tasks = self.quick, self.tasks
+        if quick.examples is not None:
+            tasks = tuple(
+                task.model_copy(
+                    update={"examples": min(quick.examples, task.examples or quick.examples), "reference": None}
+                )
+                for task in tasks
+            )
         return self.model_copy(
             update={
                 "name": self.name + QUICK_SUFFIX,
                 "budget_scale": self.budget_scale * quick.budget_scale,
                 "seeds": quick.seeds,
-                "tasks": tuple(tasks),
+                "tasks": tasks,
                 "quick": None,
             }
         )
+
+
+CHANGES_NO_RESULT = fields_of_identity(TaskSpec, "none") | RETIRED
+"""Keys of a task that change no result by themselves: texts, and what results are only compared with."""
+NOT_IN_KEY = CHANGES_NO_RESULT | fields_of_identity(TaskSpec, "elsewhere")
+"""Beside these, keys that a job's key has in another form: its own budget and settings, the checksum of its data. So a
+file that has been moved changes no key."""

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from bayes_bench.errors import UsageError, unknown_name
 from bayes_bench.host import machine
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
-from bayes_bench.jobs.job import NOT_IN_KEY, Job
+from bayes_bench.jobs.job import Job
 from bayes_bench.jobs.plan import Override
 from bayes_bench.jobs.plan import plan as plan_jobs
 from bayes_bench.methods import registry
 from bayes_bench.settings import Range, Space, search_space
-from bayes_bench.tasks.spec import SuiteSpec, TaskSpec
+from bayes_bench.tasks.spec import NOT_IN_KEY, SuiteSpec, TaskSpec
 
 SEEDS = (100, 101)
 """Training seeds of every trial; no suite that ships uses them."""

@@ -20,7 +20,7 @@ from bayes_bench import metrics
 from bayes_bench.errors import DivergenceError, UsageError, named
 from bayes_bench.host.files import writing
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
-from bayes_bench.jobs.job import Job
+from bayes_bench.jobs.job import Conditions, Job
 from bayes_bench.methods import registry
 from bayes_bench.results.folder import check_run_dir
 from bayes_bench.results.lock import locked
@@ -54,11 +54,7 @@ def tune(
     out: Path,
     *,
     trials: int,
-    device: str = "auto",
-    threads: int | None = None,
-    data_root: Path | None = None,
-    allow_code: Sequence[Path] = (),
-    memory_limit_mb: int = MEMORY_LIMIT_MB,
+    conditions: Conditions | None = None,
     command: Sequence[str] = (),
     watch: TrialWatch | None = None,
 ) -> Result:
@@ -66,6 +62,8 @@ def tune(
 
     Trial 0 has the current settings; the others are suggested by Optuna's TPE. A trial that diverges or is refused
     is one that failed, and the search goes on. Ctrl-C loses the trial that is running.
+
+    Of ``conditions``, precision and snapshots do not matter here.
 
     Raises:
         UsageError: no Optuna, no such device, no validation data, a budget too small for the current settings, or a
@@ -80,9 +78,10 @@ def tune(
     from bayes_bench.posterior.surroundings import limited_threads, settled, warm_up
     from bayes_bench.tasks.task import build_task
 
-    place = resolve_device(device)
+    conditions = conditions or Conditions()
+    place = resolve_device(conditions.device)
     registry.method_class(search.method)
-    task = build_task(search.task, data_root, allow_code)
+    task = build_task(search.task, conditions.data_root, conditions.allow_code)
     if not task.fit_data.validation:
         raise UsageError(f"task {search.task.name!r} has no validation data, by which tuning could choose")
     build_posterior(search.jobs[0], task).check_fit(task.fit_data, search.jobs[0].budget)
@@ -91,10 +90,10 @@ def tune(
     with (
         locked(out),
         settled(place),
-        limited_threads(threads or default_threads(task)),
+        limited_threads(conditions.threads or default_threads(task)),
         writing(out),
     ):
-        identity = search.identity(task.checksum, place.type, memory_limit_mb)
+        identity = search.identity(task.checksum, place.type, conditions.memory_limit_mb)
         journal = Journal(out, rule, search.space, identity)
 
         def so_far(interrupted: bool = False) -> Result:
@@ -109,7 +108,7 @@ def tune(
             durations: list[float] = []
             while len(result.trials) < trials:
                 started = time.perf_counter()
-                trial = _run_trial(result, task, place, memory_limit_mb)
+                trial = _run_trial(result, task, place, conditions.memory_limit_mb)
                 journal.add(trial, search.space)
                 result = so_far()
                 durations.append(time.perf_counter() - started)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bayes_bench.errors import DataError
+from bayes_bench.jobs.job import Conditions
 from bayes_bench.jobs.plan import plan
 from bayes_bench.posterior.snapshots import Snapshots
 from bayes_bench.results.folder import JOB_FILES, RECORD, RUN, job_state, read_records, read_run
@@ -32,7 +33,7 @@ class Result:
 def finished_job(folder: Path) -> tuple[Path, str]:
     """A small finished job: its folder and key."""
     (job,) = plan([load_suite("cubic")], methods=["map"], seeds=[0], budget_scale=0.01)
-    run([job], folder, device="cpu", threads=1)
+    run([job], folder, conditions=Conditions("cpu", threads=1))
     ((found, record),) = read_records(folder)[0]
     return found, record["key"]
 

@@ -121,7 +121,6 @@ def suite(**changes: Any) -> dict[str, Any]:
         "likelihood": {"name": "categorical"},
         "prior": {"std": 1.0, "scaling": "none"},
         "ood": [{"name": "far", "source": "csv", "path": "far.csv"}],
-        "seconds_per_job": 1.5,
     }
     entry = {"label": "map", "method": "map", "settings": {"batch_size": 8}}
     content = {"name": "animals", "description": "pets", "seeds": [0, 1], "methods": [entry], "tasks": [task]}

@@ -28,8 +28,6 @@ DIGITS = {
     "network": {"name": "convnet", "channels": [3], "kernel": 3},
     "budget": 100,
     "ood": [{"name": "letters", "source": "letters", "letters": "A-J"}],
-    "seconds_per_job": 8.0,
-    "megabytes_per_job": 2.5,
 }
 
 

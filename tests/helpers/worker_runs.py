@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bayes_bench.jobs.job import Job
+from bayes_bench.jobs.job import Conditions, Job
 from bayes_bench.jobs.plan import plan
 from bayes_bench.results.folder import read_records
 from bayes_bench.runs.executors.base import Workers
@@ -59,7 +59,11 @@ def go(
     seen = seen or Seen()
     jobs = plan([suite(CURVE | {"budget": budget}, methods=methods, seeds=[0])])
     result = run(
-        jobs, run_dir, device="cpu", threads=1, observer=seen, workers=Workers(**workers), snapshot_every=snapshot_every
+        jobs,
+        run_dir,
+        conditions=Conditions("cpu", threads=1, snapshot_every=snapshot_every),
+        observer=seen,
+        workers=Workers(**workers),
     )
     records, problems = read_records(run_dir)
     assert problems == []

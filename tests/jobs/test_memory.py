@@ -16,6 +16,7 @@ from torch import nn
 from bayes_bench import Categorical, MemoryLimitError, UsageError, report
 from bayes_bench.jobs import execute as execution
 from bayes_bench.jobs import memory
+from bayes_bench.jobs.job import Conditions
 from bayes_bench.jobs.plan import Override, find_finished, plan
 from bayes_bench.posterior.stacked import network
 from bayes_bench.results.folder import read_records
@@ -56,7 +57,7 @@ def test_the_limit_reaches_every_evaluation_of_a_job(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(network, "choose_blocks", seen)
     jobs = plan([suite(DIGITS, methods=["ensemble"], seeds=[0])], overrides=[Override("ensemble", "members", 2)])
-    run(jobs, tmp_path / "run", device="cpu", threads=1, memory_limit_mb=3)
+    run(jobs, tmp_path / "run", conditions=Conditions("cpu", threads=1, memory_limit_mb=3))
     assert limits == {3 * 2**20}
     (record,) = records(tmp_path / "run")
     assert record["machine"]["memory_limit_mb"] == 3
@@ -66,7 +67,7 @@ def test_the_limit_is_part_of_the_key(tmp_path: Path) -> None:
     jobs = plan([suite(methods=["tiny"], seeds=[0])])
     assert jobs[0].key("data", "cpu", 512) == jobs[0].key("data", "cpu")
     for limit in (512, 1):
-        result = run(jobs, tmp_path / "run", device="cpu", threads=1, memory_limit_mb=limit)
+        result = run(jobs, tmp_path / "run", conditions=Conditions("cpu", threads=1, memory_limit_mb=limit))
         assert result.finished == 1
     assert len({record["variant"] for record in records(tmp_path / "run")}) == 2
     assert [find_finished(jobs[0], tmp_path / "run", "cpu", limit) for limit in (512, 1, 2)] == [True, True, False]
@@ -145,7 +146,7 @@ def test_a_job_that_cannot_fit_fails_at_once_and_the_others_go_on(
     fitted = []
     monkeypatch.setattr(execution, "fit_and_draw", spy(execution.fit_and_draw, fitted))
     jobs = plan([suite(CURVE, wide, methods=["tiny"], seeds=[0])])
-    result = run(jobs, tmp_path / "run", device="cpu", threads=1, observer=told)
+    result = run(jobs, tmp_path / "run", conditions=Conditions("cpu", threads=1), observer=told)
     assert (result.finished, result.failed) == (1, 1)
     assert [job.task.name for job in fitted] == ["curve"]
     (sentence,) = told.messages
@@ -169,7 +170,7 @@ def test_chains_that_the_method_itself_refuses_are_a_failed_row_too(
     monkeypatch.setattr("bayes_bench.posterior.base.memory_bytes", lambda: 2**16)
     overrides = [Override("sgld", "samples", 1000)]
     jobs = plan([suite(CURVE | {"budget": 5000}, methods=["sgld", "tiny"], seeds=[0])], overrides=overrides)
-    result = run(jobs, tmp_path / "run", device="cpu", threads=1)
+    result = run(jobs, tmp_path / "run", conditions=Conditions("cpu", threads=1))
     assert (result.finished, result.failed) == (1, 1)
     (failed,) = [record for record in records(tmp_path / "run") if record["status"] == "failed"]
     assert "1,000 networks of" in failed["error"]
@@ -178,7 +179,7 @@ def test_chains_that_the_method_itself_refuses_are_a_failed_row_too(
 
 def test_a_job_that_runs_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
     spec = suite(methods=["tiny"], seeds=[0])
-    run(plan([spec], overrides=[Override("tiny", "trouble", "memory")]), tmp_path / "run", device="cpu")
+    run(plan([spec], overrides=[Override("tiny", "trouble", "memory")]), tmp_path / "run", conditions=Conditions("cpu"))
     (record,) = records(tmp_path / "run")
     assert record["error"] == (
         "MemoryError (memory ran out; lower --memory-limit, the number of parallel jobs, or the network)"

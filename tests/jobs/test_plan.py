@@ -119,7 +119,7 @@ def test_the_key_changes_with_what_changes_results(changes: dict[str, Any]) -> N
     "changes",
     [
         {"title": "another title"},
-        {"seconds_per_job": 3.0, "megabytes_per_job": 4.0},
+        {"seconds_per_job": 3.0, "megabytes_per_job": 4.0},  # keys of earlier versions
         {"reference": "long-run.safetensors"},
         {"settings": {"pair": {}, "map": {"batch_size": 7}}},  # of other methods
         {"settings": {"tiny": {"scale": 0.1}}},  # the default, said aloud

@@ -13,6 +13,7 @@ from bayes_bench.analysis.records import load_records, published_frame
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import shipped
 from bayes_bench.jobs import renew
+from bayes_bench.jobs.job import Conditions
 from bayes_bench.jobs.plan import plan
 from bayes_bench.jobs.provenance import task_fields
 from bayes_bench.metrics import measure, references
@@ -253,7 +254,7 @@ def without_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(out: Path, observer: Observer | None = None, **task: Any) -> runner.RunResult:
     jobs = plan([suite(CURVE | task, methods=["tiny", "pair"], seeds=[0])])
-    return runner.run(jobs, out, device="cpu", threads=1, observer=observer)
+    return runner.run(jobs, out, conditions=Conditions("cpu", threads=1), observer=observer)
 
 
 def rows_of(record: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from PIL import Image
 from bayes_bench.cli import cli
 from bayes_bench.data import SOURCES
 from bayes_bench.data.spec import OODSpec
+from bayes_bench.jobs.job import Conditions
 from bayes_bench.jobs.plan import plan
 from bayes_bench.metrics import CATALOGUE
 from bayes_bench.results.folder import read_records
@@ -259,7 +260,7 @@ def test_every_check_is_documented() -> None:
 
 def test_every_field_of_a_record_is_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_fakes(monkeypatch)
-    run(plan([suite(CURVE, methods=["pair"], seeds=[0])]), tmp_path / "run", device="cpu", threads=1)
+    run(plan([suite(CURVE, methods=["pair"], seeds=[0])]), tmp_path / "run", conditions=Conditions("cpu", threads=1))
     ((folder, record),) = read_records(tmp_path / "run")[0]
     known = code_words("runs.md")
     assert set(record) <= known

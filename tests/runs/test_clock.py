@@ -39,27 +39,42 @@ def test_time_left_is_learnt_from_jobs_of_the_same_kind(time: Time) -> None:
     assert clock.left() == pytest.approx(10.0)
 
 
-def test_hints_of_the_task_are_used_and_scaled(time: Time) -> None:
-    jobs = plan([suite(DIGITS, methods=["tiny"], seeds=[0, 1])], budget_scale=0.5)
-    assert Clock(jobs).left() == pytest.approx(8.0)
-
-
 def test_jobs_that_run_at_once_share_the_time(time: Time) -> None:
-    jobs = plan([suite(DIGITS, methods=["tiny"], seeds=[0, 1, 2])])
+    jobs = plan([suite(DIGITS, methods=["tiny"], seeds=[0, 1, 2, 3])])
     clock = Clock(jobs, slots=2)
+    assert clock.left() is None
     clock.begin(jobs[0])
+    time.now = 8.0
+    clock.end(jobs[0])
     clock.begin(jobs[1])
+    clock.begin(jobs[2])
     assert clock.left() == pytest.approx(12.0)
-    time.now = 6.0
-    clock.end(jobs[0], counts=False)  # it failed early: that says nothing of the others
+    time.now = 14.0
+    clock.end(jobs[1], counts=False)  # it failed early: that says nothing of the others
     assert clock.left() == pytest.approx(8.0)  # the one that waits alone takes longer than half of both
 
 
 def test_a_job_that_is_tried_again_is_no_other_job(time: Time) -> None:
-    jobs = plan([suite(DIGITS, methods=["tiny"], seeds=[0])])
+    jobs = plan([suite(DIGITS, methods=["tiny"], seeds=[0, 1])])
     clock = Clock(jobs)
     clock.begin(jobs[0])
-    clock.end(jobs[0], counts=False)
-    clock.begin(jobs[0])
-    time.now = 3.0
+    time.now = 8.0
+    clock.end(jobs[0])
+    clock.begin(jobs[1])
+    clock.end(jobs[1], counts=False)
+    clock.begin(jobs[1])
+    time.now = 11.0
     assert clock.left() == pytest.approx(5.0)
+
+
+def test_of_another_task_nothing_is_known_until_a_job_of_it_runs(time: Time) -> None:
+    jobs = plan([suite(CURVE, DIGITS, methods=["tiny"], seeds=[0])])
+    clock = Clock(jobs)
+    clock.begin(jobs[0])
+    time.now = 8.0
+    clock.end(jobs[0])
+    assert clock.left() is None
+    clock.begin(jobs[1])
+    time.now = 10.0
+    clock.progress(jobs[1], 0.5)
+    assert clock.left() == pytest.approx(2.0)

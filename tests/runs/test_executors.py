@@ -59,7 +59,7 @@ def real_jobs() -> tuple[Job, ...]:
 @pytest.fixture(scope="module")
 def serial(real_jobs: tuple[Job, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run_dir = tmp_path_factory.mktemp("serial") / "run"
-    run(real_jobs, run_dir, device="cpu", threads=1)
+    run(real_jobs, run_dir, conditions=Conditions("cpu", threads=1))
     return without_measurements(run_dir)
 
 
@@ -69,7 +69,7 @@ def serial(real_jobs: tuple[Job, ...], tmp_path_factory: pytest.TempPathFactory)
 def test_results_do_not_depend_on_the_number_of_workers(
     number: int, real_jobs: tuple[Job, ...], serial: dict[str, Any], tmp_path: Path
 ) -> None:
-    result = run(real_jobs, tmp_path / "run", device="cpu", threads=1, workers=Workers(jobs=number))
+    result = run(real_jobs, tmp_path / "run", conditions=Conditions("cpu", threads=1), workers=Workers(jobs=number))
     assert (result.finished, result.exit_code) == (4, 0)
     assert without_measurements(tmp_path / "run") == serial
 

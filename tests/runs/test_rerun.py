@@ -11,6 +11,7 @@ import torch
 import fake_methods
 from bayes_bench import report
 from bayes_bench.errors import BayesBenchError, DataError, UsageError
+from bayes_bench.jobs.job import Conditions
 from bayes_bench.jobs.plan import Override, plan
 from bayes_bench.results.folder import POSTERIOR, PREDICTIONS, RECORD, load_predictions
 from bayes_bench.results.schema import read_record, write_checked
@@ -28,7 +29,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_one(folder: Path, task: dict[str, Any] = CURVE, method: str = "tiny", trouble: str = "") -> Path:
     overrides = [Override(method, "trouble", trouble)] if trouble else []
     jobs = plan([suite(task, methods=[method], seeds=[3])], overrides=overrides)
-    run(jobs, folder / "run", device="cpu", threads=1, memory_limit_mb=7)
+    run(jobs, folder / "run", conditions=Conditions("cpu", threads=1, memory_limit_mb=7))
     (job,) = (folder / "run/jobs").glob("*/*/*")
     return job
 
@@ -90,7 +91,7 @@ def test_other_results_are_told_array_by_array(job: Path, tmp_path: Path, monkey
 def test_what_is_not_as_it_was_is_told_before(job: Path, tmp_path: Path) -> None:
     record = read_record(job / RECORD)
     change(job, versions=record["versions"] | {"numpy": "1.0"}, data=record["data"] | {"checksum": "0" * 64})
-    found, told = again(job, tmp_path / "again", threads=2)
+    found, told = again(job, tmp_path / "again", conditions=Conditions(threads=2))
     assert [(one.where, one.what, one.recorded) for one in told] == [
         ("versions", "numpy", "1.0"),
         ("machine", "threads", "1"),

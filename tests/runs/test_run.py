@@ -58,7 +58,8 @@ class Seen(Observer):
 
 def go(jobs: Sequence[Job], run_dir: Path, **arguments: Any) -> tuple[runner.RunResult, Seen]:
     seen = Seen()
-    return runner.run(jobs, run_dir, device="cpu", threads=1, observer=seen, **arguments), seen
+    conditions = Conditions("cpu", threads=1, data_root=arguments.pop("data_root", None))
+    return runner.run(jobs, run_dir, conditions, observer=seen, **arguments), seen
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -279,7 +280,7 @@ def test_what_a_method_refuses_stops_the_run_before_anything_trains(tmp_path: Pa
     jobs = plan([suite(methods=["pair", "tiny"])], overrides=[Override("tiny", "trouble", "refuse")])
     sentence = r"curve/tiny: tiny cannot treat layer '1'; freeze it \(without tiny: --methods pair\)"
     with pytest.raises(UnsupportedNetworkError, match=sentence):
-        runner.run(jobs, tmp_path / "run", device="cpu", threads=1)
+        runner.run(jobs, tmp_path / "run", conditions=Conditions("cpu", threads=1))
     assert not (tmp_path / "run").exists()
 
 
@@ -289,7 +290,7 @@ def test_all_refusals_are_told_at_once(tmp_path: Path) -> None:
         for label, trouble in (("one", "refuse"), ("two", "refuse"), ("small", "refuse by budget"))
     ]
     with pytest.raises(UnsupportedNetworkError) as refused:
-        runner.run(plan([suite(methods=entries)]), tmp_path / "run", device="cpu", threads=1)
+        runner.run(plan([suite(methods=entries)]), tmp_path / "run", conditions=Conditions("cpu", threads=1))
     assert str(refused.value) == (
         "curve/one: tiny cannot treat layer '1'; freeze it; curve/small: tiny needs a budget of 7"  # once, if alike
     )
@@ -297,12 +298,12 @@ def test_all_refusals_are_told_at_once(tmp_path: Path) -> None:
 
 def test_a_check_that_crashes_is_that_jobs_own_failure(tmp_path: Path) -> None:
     jobs = plan([suite(seeds=[0])], overrides=[Override("tiny", "trouble", "check crashes")])
-    result = runner.run(jobs, tmp_path / "run", device="cpu", threads=1)
+    result = runner.run(jobs, tmp_path / "run", conditions=Conditions("cpu", threads=1))
     assert (result.finished, result.failed) == (1, 1)
 
 
 def test_what_a_method_says_of_its_fit_is_recorded_and_a_metric(tmp_path: Path) -> None:
-    runner.run(plan([suite(methods=["tiny"], seeds=[0])]), tmp_path / "run", device="cpu", threads=1)
+    runner.run(plan([suite(methods=["tiny"], seeds=[0])]), tmp_path / "run", conditions=Conditions("cpu", threads=1))
     ((_, record),) = read_records(tmp_path / "run")[0]
     assert record["fit"]["diagnostics"] == {"answer": 42.0}
     values = {row["name"]: row["value"] for row in record["metrics"]}
@@ -316,7 +317,7 @@ def test_the_page_shows_how_far_chains_agree_and_students_follow(tmp_path: Path)
         {"label": "student", "method": "apd", "settings": settings | {"student_steps": 5}},
     ]
     jobs = plan([suite(CURVE | {"budget": 3000}, methods=entries, seeds=[0])])
-    assert runner.run(jobs, tmp_path / "run", device="cpu", threads=1).exit_code == 0
+    assert runner.run(jobs, tmp_path / "run", conditions=Conditions("cpu", threads=1)).exit_code == 0
     page = WRITE_REPORT(tmp_path / "run").read_text(encoding="utf-8")
     for text in ("R-hat", "temperature excess", "Student and teacher", "Kolmogorov–Smirnov"):
         assert text in page
@@ -390,8 +391,8 @@ def test_threads_follow_the_size_of_the_network(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(execution.machine, "physical_cores", lambda: 2)
     wide = CURVE | {"name": "wide", "network": {"name": "mlp", "hidden": [5_000]}}
     jobs = plan([suite(CURVE, wide, methods=["pair"], seeds=[0])])
-    runner.run(jobs, tmp_path / "auto", device="cpu")
-    runner.run(jobs, tmp_path / "two", device="cpu", threads=2)
+    runner.run(jobs, tmp_path / "auto", conditions=Conditions("cpu"))
+    runner.run(jobs, tmp_path / "two", conditions=Conditions("cpu", threads=2))
     used = {
         folder: {record["task"]: record["machine"]["threads"] for record in records(tmp_path / folder)}
         for folder in ("auto", "two")
@@ -412,10 +413,10 @@ def test_products_on_a_gpu_are_not_rounded_unless_asked() -> None:
 
 def test_the_record_says_the_precision_and_a_cpu_has_one(tmp_path: Path) -> None:
     jobs = plan([suite(CURVE, methods=["pair"], seeds=[0])])
-    runner.run(jobs, tmp_path / "run", device="cpu")
+    runner.run(jobs, tmp_path / "run", conditions=Conditions("cpu"))
     assert records(tmp_path / "run")[0]["machine"]["precision"] == "float32"
     with pytest.raises(UsageError, match="tf32 is a GPU's"):
-        runner.run(jobs, tmp_path / "rounded", device="cpu", precision="tf32")
+        runner.run(jobs, tmp_path / "rounded", conditions=Conditions("cpu", precision="tf32"))
     assert not (tmp_path / "rounded").exists()
 
 

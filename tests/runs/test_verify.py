@@ -11,6 +11,7 @@ from bayes_bench import metrics, report
 from bayes_bench.analysis.records import load_run
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host.files import write_text
+from bayes_bench.jobs.job import Conditions
 from bayes_bench.jobs.plan import Override, plan
 from bayes_bench.metrics.base import Metric
 from bayes_bench.results.folder import LOG, POSTERIOR, PREDICTIONS, RECORD, RUN, read_records
@@ -29,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         register_fakes(patch)
         patch.setattr(report, "write", write_tables)
-        run(plan(suites), folder, device="cpu", threads=1)
+        run(plan(suites), folder, conditions=Conditions("cpu", threads=1))
     return folder
 
 
@@ -211,6 +212,6 @@ def test_a_reference_is_measured_against_as_in_the_run(run_dir: Path) -> None:
 
 def test_overrides_of_a_run_change_nothing_here(run_dir: Path) -> None:
     jobs = plan([suite(methods=["tiny"], seeds=[0])], overrides=[Override("tiny", "scale", 0.5)])
-    run(jobs, run_dir, device="cpu", threads=1)
+    run(jobs, run_dir, conditions=Conditions("cpu", threads=1))
     found = verify(run_dir)
     assert (found.jobs, found.differences) == (4, ())

@@ -16,9 +16,11 @@ from bayes_bench import MethodConfig, Range, cli, metrics, setting
 from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host import plugins
 from bayes_bench.jobs.execute import fit_and_draw
+from bayes_bench.jobs.job import Conditions
 from bayes_bench.jobs.plan import Override, plan
 from bayes_bench.jobs.predictions import predict_task
 from bayes_bench.methods import registry
+from bayes_bench.results.sets import kind_of
 from bayes_bench.settings import search_space
 from bayes_bench.tasks import task as tasks
 from bayes_bench.tasks.spec import QuickSpec, SuiteSpec
@@ -59,7 +61,7 @@ def search(spec: SuiteSpec | None = None, **options: Any) -> Search:
 
 
 def go(out: Path, trials: int, what: Search | None = None) -> Result:
-    return tuning.tune(what or search(), out, trials=trials, device="cpu", threads=1)
+    return tuning.tune(what or search(), out, conditions=Conditions("cpu", threads=1), trials=trials)
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -261,7 +263,10 @@ def test_test_data_and_reported_sets_are_never_touched(tmp_path: Path, monkeypat
     def without_reported(spec: Any, *arguments: Any) -> tasks.Task:
         assert spec.ood == ()  # not even read
         untouchable: Any = Untouchable()
-        return replace(build(spec, *arguments), test=untouchable, ood=untouchable, curve_x=untouchable)
+        task = build(spec, *arguments)
+        own = ("validation", "validation_ood")
+        sets = {name: part if kind_of(name) in own else untouchable for name, part in task.sets.items()}
+        return replace(task, sets=sets)
 
     monkeypatch.setattr(tasks, "build_task", without_reported)
     for name, task in (("curve", CURVE), ("digits", CLASSES)):
