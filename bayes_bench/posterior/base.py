@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,39 +18,33 @@ from typing import Any, ClassVar, NamedTuple, Self, final
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from bayes_bench.errors import (
     DataError,
-    DivergenceError,
     MemoryLimitError,
     PluginError,
     UnsupportedNetworkError,
     UsageError,
 )
 from bayes_bench.host import plugins
-from bayes_bench.host.files import replacing
 from bayes_bench.host.machine import memory_bytes
-from bayes_bench.networks import layer_names
-from bayes_bench.posterior.checks import digest, finite, prepare_network, resolve_device
+from bayes_bench.posterior.checks import check_data, check_draw, digest, prepare_network, resolve_device
 from bayes_bench.posterior.examples import Examples, FitData
-from bayes_bench.posterior.likelihood import RESERVED, Likelihood
+from bayes_bench.posterior.likelihood import Likelihood
 from bayes_bench.posterior.predictive import (
     ClassPrediction,
     ClassReducer,
     ValuePrediction,
     ValueReducer,
     concatenate,
-    log_mixture_nll,
-    summarise_classes,
-    summarise_values,
 )
 from bayes_bench.posterior.prior import GaussianPrior
 from bayes_bench.posterior.snapshots import Snapshots
-from bayes_bench.posterior.stacked import InputScaled, StackedNetwork, take_networks
-from bayes_bench.posterior.stored import GROWTH, METADATA, SLACK, BoundedMemory, opened
+from bayes_bench.posterior.stacked import StackedNetwork, take_networks
+from bayes_bench.posterior.stored import bounded_memory, read_about, read_posterior, write_posterior
 from bayes_bench.posterior.training import FitSummary, Monitor, SnapshotMismatchError, TrainingLoop
+from bayes_bench.posterior.validation import prediction_scores, weight_spreads
 from bayes_bench.settings import MethodConfig, explain
 
 
@@ -249,7 +242,7 @@ class WeightPosterior(ABC):
         """Whether ``fit`` could start: returns, or raises what ``fit`` would raise before training."""
         if budget < 1:
             raise UsageError(f"the budget must be at least 1 gradient evaluation, got {budget}")
-        self._check_data(data)
+        check_data(self.network, self.likelihood, data)
         self._check_fit(data, budget)
 
     @final
@@ -311,7 +304,7 @@ class WeightPosterior(ABC):
             what = "an empty mapping" if isinstance(weights, Mapping) else type(weights).__name__
             raise PluginError(f"{type(self).__name__}._sample gave {what}; return a mapping of names to [n, *shape]")
         weights = self.complete(weights)
-        self._check_weights(weights, size)
+        check_draw(type(self).__name__, self.shapes, weights, size)
         return {name: weights[name] for name in self.shapes}
 
     @final
@@ -380,16 +373,10 @@ class WeightPosterior(ABC):
         Args:
             note: what else is to be in the file, as JSON; ``read_note`` gives it back.
         """
-        path = Path(path)
         about = {"format": 1, **self._about(), "fingerprint": self.fingerprint()}
         if note is not None:
             about["note"] = note
-        # Clones: safetensors refuses tensors that share memory, as the views of a stacked tensor do.
-        tensors = {name: value.clone().contiguous() for name, value in self.state_dict().items()}
-        # One metadata entry: safetensors writes several in no fixed order, and equal posteriors must be equal files.
-        content = safetensors_bytes(tensors, {METADATA: json.dumps(about, sort_keys=True)})
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
+        write_posterior(Path(path), self.state_dict(), about)
 
     @final
     @classmethod
@@ -410,8 +397,7 @@ class WeightPosterior(ABC):
         Raises:
             DataError: the file is damaged, of another method, or of another network.
         """
-        with opened(path) as (about, file):
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        about, state = read_posterior(path)
         expected = cls._names()[0]
         if about.get("method") not in cls._names():
             raise DataError(f"{path} holds a posterior of {about.get('method', 'no known method')}, not {expected}")
@@ -424,7 +410,7 @@ class WeightPosterior(ABC):
             raise DataError(f"{path} was fitted to another network or likelihood; build those that it was saved with")
         held = [*state.values(), *posterior.initial.values()]
         try:
-            with BoundedMemory(SLACK + GROWTH * sum(value.nbytes for value in held)):
+            with bounded_memory(sum(value.nbytes for value in held)):
                 posterior.load_state_dict(state, device=device)
             drawn = posterior._draw(1, 0)
             if any(drawn[name].dtype != value.dtype for name, value in posterior.initial.items()):
@@ -441,8 +427,8 @@ class WeightPosterior(ABC):
         Raises:
             DataError: the file is damaged.
         """
-        with opened(path) as (about, _):
-            return about | {"method": cls._names()[0]} if about.get("method") in cls._names() else about
+        about = read_about(path)
+        return about | {"method": cls._names()[0]} if about.get("method") in cls._names() else about
 
     @final
     def fingerprint(self) -> str:
@@ -536,7 +522,6 @@ class WeightPosterior(ABC):
         return self.likelihood.nll(outputs, y, weights).mean(1)
 
     @final
-    @torch.no_grad()
     def validation_scores(self, data: FitData, weights: WeightSamples) -> dict[str, float]:
         """Scores of a draw on the validation examples (or none): for early stopping and the log of a fit.
 
@@ -546,43 +531,10 @@ class WeightPosterior(ABC):
         ``weight_spread`` the std/mean of the L2 norms of the whole weight vectors, and ``weight_spread/LAYER`` of a
         layer's without its bias.
         """
-        scores = self._weight_spreads(weights)
-        if data.validation is None:
-            return scores
-        x, y = data.validation.inputs(), data.validation.y
-        outputs = self.stacked(weights, x)
-        scores["val_nll"] = float(log_mixture_nll(self.likelihood.nll(outputs, y, weights)).mean())
-        predicted = self.likelihood.predict(outputs, weights)
-        if self.likelihood.kind == "classification":
-            summary = summarise_classes(predicted["log_probs"])
-            scores["val_accuracy"] = float((summary.label == y).double().mean())
-            if summary.networks > 1:
-                labels = predicted["log_probs"].argmax(-1)
-                counts = torch.nn.functional.one_hot(labels, summary.mean.shape[1]).sum(0).double()
-                agreeing = (counts * (counts - 1)).sum(-1) / (summary.networks * (summary.networks - 1))
-                scores["disagreement"] = float(1 - agreeing.mean())
-                errors = float((labels != y).double().mean())
-                if errors > 0:
-                    scores["disagreement_normalised"] = scores["disagreement"] / errors
-                scores["mutual_information"] = float(summary.mutual_information.mean())
-        else:
-            values = summarise_values(**predicted)
-            scores["val_rmse"] = float(((values.mean - y) ** 2).mean().sqrt())
-            scores["epistemic_std"] = float(values.epistemic_variance.mean().sqrt())
+        scores = weight_spreads(self.network, weights)
+        if data.validation is not None:
+            scores |= prediction_scores(self.stacked, self.likelihood, data.validation, weights)
         return scores
-
-    def _weight_spreads(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        norms = {
-            name: w.reshape(len(w), -1).norm(dim=1) for name, w in weights.items() if not name.startswith(RESERVED)
-        }
-        layers = {f"weight_spread/{layer}": norms[name] for name, layer in layer_names(self.network).items()}
-        rows = torch.stack([torch.stack(list(norms.values())).norm(dim=0), *layers.values()])
-        if rows.shape[1] < 2:
-            return {}
-        spreads = (rows.std(dim=1, correction=0) / rows.mean(dim=1)).tolist()  # one wait for a GPU
-        named = zip(["weight_spread", *layers], spreads, strict=True)
-        # A frozen layer of zeros has no spread.
-        return {name: spread for name, spread in named if math.isfinite(spread)}
 
     @final
     def validator(self, data: FitData, networks: int, rng: torch.Generator) -> Callable[[], dict[str, float]]:
@@ -641,65 +593,8 @@ class WeightPosterior(ABC):
         """Gradient evaluations that ``validation_scores`` of that many networks costs: forward only is 1/3."""
         return networks * len(data.validation) / 3 if data.validation else 0.0
 
-    # Checks -----------------------------------------------------------------------------------------------
-
     def _to_device(self, device: torch.device) -> None:
         self.device = device
         self.network.to(device)
         self.initial = {name: value.to(self.device) for name, value in self.initial.items()}
         self.frozen = {name: value.to(self.device) for name, value in self.frozen.items()}
-
-    def _check_data(self, data: FitData) -> None:
-        """One forward pass of one network, so that a shape error is a sentence before training starts."""
-        parts = [("training", data.train), *([("validation", data.validation)] if data.validation else [])]
-        for label, part in parts:
-            y, classes = part.y, self.likelihood.output_width
-            if self.likelihood.kind == "classification":
-                if y.dtype != torch.int64 or y.dim() != 1:
-                    raise DataError(
-                        f"{label} targets must be class indices: int64 of shape [N], got {y.dtype} of {list(y.shape)}"
-                    )
-                if int(y.min()) < 0 or int(y.max()) >= classes:
-                    raise DataError(f"{label} targets must lie in 0…{classes - 1}, got {int(y.min())}…{int(y.max())}")
-            elif not y.is_floating_point() or y.dim() != 2 or y.shape[1] != self.likelihood.target_width:
-                raise DataError(
-                    f"{label} targets must be floats of shape [N, {self.likelihood.target_width}], got {y.dtype} of "
-                    f"{list(y.shape)}"
-                )
-        parameter = next(self.network.parameters())
-        probe = data.train.x[:2].to(parameter.device)
-        if probe.is_floating_point() and probe.dtype != parameter.dtype:
-            raise DataError(
-                f"the inputs are {probe.dtype} and the network's weights {parameter.dtype}; convert one of them, "
-                "e.g. x.float()"
-            )
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                outputs, again = self.network(probe), self.network(probe)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise DataError(
-                f"the network cannot take inputs of shape {list(data.train.x.shape[1:])}: {error}"
-            ) from error
-        expected = (len(probe), self.likelihood.output_width)
-        if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
-            found = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise DataError(f"{self.likelihood!r} needs outputs of shape {list(expected)}, the network gives {found}")
-        if not torch.equal(outputs, again) and bool(torch.isfinite(outputs).all()):
-            raise UnsupportedNetworkError(
-                "two evaluations of the same inputs differ: the network draws random numbers (functional dropout "
-                "without training=self.training?); make it a pure function of (weights, x)"
-            )
-
-    def _check_weights(self, weights: Mapping[str, Tensor], size: int) -> None:
-        method = type(self).__name__
-        missing, extra = self.shapes.keys() - weights.keys(), weights.keys() - self.shapes.keys()
-        if missing or extra:
-            raise PluginError(f"{method}._sample gave wrong names: missing {sorted(missing)}, unknown {sorted(extra)}")
-        for name, shape in self.shapes.items():
-            value = weights[name]
-            if value.shape != (size, *shape):
-                raise PluginError(f"{method}._sample gave {name!r} the shape {list(value.shape)}, not {[size, *shape]}")
-            # What the networks share is looked at once, and a product's factors instead of it.
-            kept = [value.base, value.scale] if isinstance(value, InputScaled) and value.factored else [value]
-            if not all(finite(part[:1] if part.stride(0) == 0 else part) for part in kept):
-                raise DivergenceError(f"{method} drew weights that are not finite (in {name!r})")

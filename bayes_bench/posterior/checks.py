@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from bayes_bench.errors import UnsupportedNetworkError, UsageError
-from bayes_bench.posterior.likelihood import RESERVED
+from bayes_bench.errors import DataError, DivergenceError, PluginError, UnsupportedNetworkError, UsageError
+from bayes_bench.posterior.examples import FitData
+from bayes_bench.posterior.likelihood import RESERVED, Likelihood
+from bayes_bench.posterior.stacked import InputScaled
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
@@ -69,3 +71,68 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("device 'cuda' asked for, but PyTorch finds no GPU; use --device cpu or auto")
     return resolved
+
+
+def check_data(network: nn.Module, likelihood: Likelihood, data: FitData) -> None:
+    """Do the data go with the network and the likelihood? One forward pass of one network, before training starts.
+
+    Raises:
+        DataError: targets of another kind or shape, or inputs that the network cannot take.
+        UnsupportedNetworkError: two evaluations of the same inputs differ.
+    """
+    parts = [("training", data.train), *([("validation", data.validation)] if data.validation else [])]
+    for label, part in parts:
+        y, classes = part.y, likelihood.output_width
+        if likelihood.kind == "classification":
+            if y.dtype != torch.int64 or y.dim() != 1:
+                raise DataError(
+                    f"{label} targets must be class indices: int64 of shape [N], got {y.dtype} of {list(y.shape)}"
+                )
+            if int(y.min()) < 0 or int(y.max()) >= classes:
+                raise DataError(f"{label} targets must lie in 0…{classes - 1}, got {int(y.min())}…{int(y.max())}")
+        elif not y.is_floating_point() or y.dim() != 2 or y.shape[1] != likelihood.target_width:
+            raise DataError(
+                f"{label} targets must be floats of shape [N, {likelihood.target_width}], got {y.dtype} of "
+                f"{list(y.shape)}"
+            )
+    parameter = next(network.parameters())
+    probe = data.train.x[:2].to(parameter.device)
+    if probe.is_floating_point() and probe.dtype != parameter.dtype:
+        raise DataError(
+            f"the inputs are {probe.dtype} and the network's weights {parameter.dtype}; convert one of them, "
+            "e.g. x.float()"
+        )
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            outputs, again = network(probe), network(probe)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(f"the network cannot take inputs of shape {list(data.train.x.shape[1:])}: {error}") from error
+    expected = (len(probe), likelihood.output_width)
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:
+        found = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise DataError(f"{likelihood!r} needs outputs of shape {list(expected)}, the network gives {found}")
+    if not torch.equal(outputs, again) and bool(torch.isfinite(outputs).all()):
+        raise UnsupportedNetworkError(
+            "two evaluations of the same inputs differ: the network draws random numbers (functional dropout "
+            "without training=self.training?); make it a pure function of (weights, x)"
+        )
+
+
+def check_draw(method: str, shapes: Mapping[str, torch.Size], weights: Mapping[str, Tensor], size: int) -> None:
+    """Are these ``size`` networks of the given names and shapes, and finite?
+
+    Raises:
+        PluginError: the method returned wrong names or shapes.
+        DivergenceError: a weight is not finite.
+    """
+    missing, extra = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
+    if missing or extra:
+        raise PluginError(f"{method}._sample gave wrong names: missing {sorted(missing)}, unknown {sorted(extra)}")
+    for name, shape in shapes.items():
+        value = weights[name]
+        if value.shape != (size, *shape):
+            raise PluginError(f"{method}._sample gave {name!r} the shape {list(value.shape)}, not {[size, *shape]}")
+        # What the networks share is looked at once, and a product's factors instead of it.
+        kept = [value.base, value.scale] if isinstance(value, InputScaled) and value.factored else [value]
+        if not all(finite(part[:1] if part.stride(0) == 0 else part) for part in kept):
+            raise DivergenceError(f"{method} drew weights that are not finite (in {name!r})")

@@ -4,19 +4,52 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bayes_bench.errors import DataError
+from bayes_bench.host.files import replacing
 
 METADATA = "bayes_bench"
 SLACK, GROWTH = 2**30, 64
 """Bytes that a method may create while it takes over a stored state, and how many for each of the state's own."""
+
+
+def write_posterior(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write named tensors and what the file says of itself, as JSON; atomic."""
+    # Clones: safetensors refuses tensors that share memory, as the views of a stacked tensor do.
+    tensors = {name: value.clone().contiguous() for name, value in state.items()}
+    # One metadata entry: safetensors writes several in no fixed order, and equal posteriors must be equal files.
+    content = safetensors_bytes(tensors, {METADATA: json.dumps(about, sort_keys=True)})
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_posterior(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a stored posterior says of itself, and its tensors.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _opened(path) as (about, file):
+        return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a stored posterior says of itself: its method, settings, network's fingerprint and note.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _opened(path) as (about, _):
+        return about
 
 
 def read_note(path: str | os.PathLike[str]) -> Any:
@@ -25,13 +58,12 @@ def read_note(path: str | os.PathLike[str]) -> Any:
     Raises:
         DataError: the file is damaged.
     """
-    with opened(path) as (about, _):
-        return about.get("note")
+    return read_about(path).get("note")
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]]:
-    """What a stored posterior says of itself, and its file; whatever fails inside is a damaged file."""
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Whatever fails inside is a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get(METADATA, "{}"))
@@ -42,7 +74,12 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]]
         raise DataError(f"cannot read the posterior {path}: {error}") from error
 
 
-class BoundedMemory(TorchDispatchMode):
+def bounded_memory(held: int) -> TorchDispatchMode:
+    """Within it no more tensors can be created than a state of ``held`` bytes may need to be taken over."""
+    return _BoundedMemory(SLACK + GROWTH * held)
+
+
+class _BoundedMemory(TorchDispatchMode):
     """Refuses to create more than so many bytes of tensors, before anything is written to them."""
 
     def __init__(self, limit: int):
