@@ -32,6 +32,8 @@ from .posterior.training import Stateful as Stateful
 from .posterior.training import TensorState as TensorState
 from .posterior.training import TrainingLoop as TrainingLoop
 from .posterior.training import cosine_decay as cosine_decay
+from .settings import Diagnostic as Diagnostic
+from .settings import DiagnosticTable as DiagnosticTable
 from .settings import MethodConfig as MethodConfig
 from .settings import Range as Range
 from .settings import setting as setting

@@ -65,17 +65,47 @@ Space = Range | tuple[Any, ...]
 """What may be tried of one setting: a range, or choices as JSON has them."""
 
 
+@dataclass(frozen=True)
+class Diagnostic:
+    """A number that a method reports about its own fit, as a column of the report.
+
+    Attributes:
+        name: as ``loop.diagnose`` is given it.
+        text: the column's header.
+        group: header over several columns that stand side by side.
+    """
+
+    name: str
+    text: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class DiagnosticTable:
+    """A table of the report for what methods say of their fits; those that declare one of the same title share it.
+
+    Attributes:
+        remarks: sentences below it, on how to read it.
+    """
+
+    title: str
+    columns: tuple[Diagnostic, ...]
+    remarks: tuple[str, ...] = ()
+
+
 class MethodConfig(Settings):
     """Settings of one method. The docstring of a subclass is what ``bayes-bench show METHOD`` prints first.
 
     ``reference`` names the paper. ``revision`` is part of every job's key: raise it when a change of the
     method changes its results, so that old results are not taken for new ones. ``requires`` names modules of optional
-    packages that the method cannot do without, and for each what to give ``pip install``.
+    packages that the method cannot do without, and for each what to give ``pip install``. ``diagnostics`` are the
+    tables that the report has for what the method says of its own fit.
     """
 
     reference: ClassVar[str] = ""
     revision: ClassVar[int] = 1
     requires: ClassVar[Mapping[str, str]] = {}
+    diagnostics: ClassVar[tuple[DiagnosticTable, ...]] = ()
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -89,25 +119,28 @@ def setting(
     *,
     source: str = "",
     tune: Range | Sequence[Any] | None = None,
+    memory: bool = False,
     identity: Literal["", "elsewhere", "none"] = "",
     **constraints: Any,
 ) -> Any:
     """A documented field: its default, what it means and where the value comes from; the rest as in pydantic.
 
     ``tune`` is what ``bayes-bench tune`` may try: choices, or a ``Range`` of numbers. The default need not be in it.
+    ``memory`` says that a lower value lowers what a job holds at once: an error for want of memory names the setting.
     ``identity`` is for keys of a task: ``"none"`` says that it changes no result, ``"elsewhere"`` that what a job is
     told by has it in another form (the checksum of the data, the job's own budget).
     """
-    extra: dict[str, Any] = {name: value for name, value in (("source", source), ("identity", identity)) if value}
+    told = {"source": source, "memory": memory, "identity": identity}
+    extra: dict[str, Any] = {name: value for name, value in told.items() if value}
     if tune is not None:
         extra["tune"] = asdict(tune) if isinstance(tune, Range) else list(tune)
     return Field(default, description=meaning, json_schema_extra=cast(Any, extra or None), **constraints)
 
 
-def fields_of_identity(cls: type[Settings], *kinds: str) -> set[str]:
-    """The names of the fields that ``setting`` was told one of these kinds of ``identity`` of."""
+def fields_told(cls: type[Settings], what: str, value: Any) -> list[str]:
+    """The names of the fields of which ``setting`` was told this, in their order."""
     extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
-    return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("identity") in kinds}
+    return [name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(what) == value]
 
 
 def search_space(cls: type[MethodConfig]) -> dict[str, Space]:

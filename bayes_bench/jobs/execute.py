@@ -33,6 +33,7 @@ from bayes_bench.posterior.surroundings import is_small, limited_threads, settle
 from bayes_bench.posterior.training import FitSummary, Monitor
 from bayes_bench.results.folder import SNAPSHOTS, check_new_record, write_job
 from bayes_bench.results.sets import KINDS, kind_of
+from bayes_bench.settings import fields_told
 from bayes_bench.tasks.task import Task
 
 NETWORKS = 100
@@ -114,7 +115,7 @@ def reason(error: BaseException, job: Job) -> str:
     """Why the job failed, in one line; where memory ran out, with what lowers the need of it."""
     if not memory.ran_out(error):
         return named(error)
-    settings = [name for name in job.config if name in memory.SETTINGS]
+    settings = fields_told(registry.config_class(job.method), "memory", True)
     method = f", {', '.join(settings)} of {job.method}" if settings else ""
     return f"{named(error)} (memory ran out; lower --memory-limit, the number of parallel jobs{method}, or the network)"
 
@@ -186,6 +187,7 @@ def _fit_and_predict(
             "interruptions": fit.interruptions,
             "history": fit.history,
             "diagnostics": fit.diagnostics,
+            "tables": registry.diagnostic_tables(job.method),
             "notes": list(fit.notes),
         },
         "cost": cost,

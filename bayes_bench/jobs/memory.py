@@ -15,20 +15,9 @@ from torch import Tensor
 from bayes_bench.errors import MemoryLimitError
 from bayes_bench.host import machine
 from bayes_bench.posterior.base import WeightPosterior
+from bayes_bench.settings import fields_told
 from bayes_bench.tasks.task import Task
 
-SETTINGS = (
-    "samples",
-    "members",
-    "chains",
-    "networks",
-    "buffer",
-    "batch_size",
-    "validation_networks",
-    "generator_hidden",
-    "student_hidden",
-)
-"""Settings of methods that lower a job's memory when they are lowered, by the names that methods give them."""
 OWN_NETWORKS = 2
 """Of every posterior: the network, and the starting value of every parameter."""
 PREDICTION_COPIES = 3
@@ -88,7 +77,7 @@ def estimate(posterior: WeightPosterior, task: Task, budget: int, networks: int,
     block = posterior.stacked.block_bytes(drawn, largest, device)
 
     def networks_part(count: float) -> Need:
-        names = [name for name in SETTINGS if name in type(posterior.config).model_fields]
+        names = fields_told(type(posterior.config), "memory", True)
         smaller = f"lower {' or '.join(names)}, or choose a smaller network" if names else "choose a smaller network"
         each = posterior.network_bytes
         return Need(f"{count:,.0f} times a network's {machine.size_in_words(each)}", count * each, smaller)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
@@ -179,6 +179,14 @@ def config_class(name: str) -> type[MethodConfig]:
     if not (isinstance(loaded, type) and issubclass(loaded, MethodConfig)):
         raise PluginError(f"method {name!r}: {where} ({owner(point)}) is not a subclass of MethodConfig")
     return loaded
+
+
+def diagnostic_tables(name: str) -> list[dict[str, Any]]:
+    """The tables that a method declares for what it says of its fits, as JSON; none where it is not to be had."""
+    try:
+        return [asdict(table) for table in config_class(name).diagnostics]
+    except (UsageError, PluginError):
+        return []
 
 
 def resolve_config(name: str, settings: Mapping[str, Any]) -> MethodConfig:

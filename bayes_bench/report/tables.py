@@ -18,6 +18,7 @@ from bayes_bench.analysis.evidence import Evidence
 from bayes_bench.analysis.records import budget_share
 from bayes_bench.analysis.statistics import Marks, mark_best, statistic
 from bayes_bench.errors import counted
+from bayes_bench.methods.registry import diagnostic_tables
 from bayes_bench.metrics.registry import find_in
 
 NOTES = "abcdefghijklmnopqrstuvwxyz"
@@ -323,7 +324,7 @@ def plain_table(frame: pd.DataFrame) -> dict[str, Any]:
 def tables_for(comparison: TaskComparison) -> list[Table]:
     """The tables of one comparison, in order of importance; those without any value are left out."""
     makers = _class_tables if comparison.kind == "classification" else _value_tables
-    rest = (_chain_table(comparison), _student_table(comparison), _plugin_table(comparison), _cost_table(comparison))
+    rest = (*_diagnostic_tables(comparison), _plugin_table(comparison), _cost_table(comparison))
     return [table for table in (*makers(comparison), *rest) if table is not None]
 
 
@@ -517,41 +518,21 @@ def _value_tables(comparison: TaskComparison) -> Iterable[Table | None]:
     yield _weight_table(comparison)
 
 
-def _chain_table(comparison: TaskComparison) -> Table | None:
-    """How far the chains of samplers are from having converged, by what these report."""
-    columns = [
-        Column("diagnostic/rhat_predictions", "predictions", group="R-hat"),
-        Column("diagnostic/rhat_log_joint", "log joint", group="R-hat"),
-        Column("diagnostic/ess_predictions", "predictions", group="Effective sample size"),
-        Column("diagnostic/ess_log_joint", "log joint", group="Effective sample size"),
-        Column("diagnostic/temperature_excess", "temperature excess", group="Bias"),
-        Column("diagnostic/acceptance", "acceptance", group="Bias"),
-    ]
-    remarks = [
-        "R-hat above about 1.1 says that chains disagree: they describe the neighbourhoods they reached, not the whole "
-        "posterior. The temperature excess is what minibatches add to a temperature of 1, at most; with Metropolis "
-        "acceptance there is none. For apd these are its teacher's."
-    ]
-    return build(comparison, "Chains", columns, remarks)
-
-
-def _student_table(comparison: TaskComparison) -> Table | None:
-    """Distilled methods beside what they were distilled from."""
-    columns = [
-        Column(f"diagnostic/{who}_{what}", who, group=text)
-        for what, text in (
-            ("nll", "NLL"),
-            ("accuracy", "Accuracy"),
-            ("rmse", "RMSE"),
-            ("entropy", "Entropy"),
-            ("disagreement", "Disagreement"),
-            ("epistemic_std", "Epistemic std"),
-        )
-        for who in ("teacher", "student")
-    ]
-    columns.append(Column("diagnostic/projected_ks", "Kolmogorov–Smirnov", group="Weights"))
-    remarks = ["On validation data, standardised; the last column compares weights along random directions."]
-    return build(comparison, "Student and teacher", columns, remarks)
+def _diagnostic_tables(comparison: TaskComparison) -> Iterable[Table | None]:
+    """What methods say of their own fits, in the tables that they declare; those of one title are one."""
+    columns: dict[str, dict[str, Column]] = {}
+    remarks: dict[str, dict[str, None]] = {}
+    for job in (job for several in comparison.jobs.values() for job in several):
+        fit = job.record.get("fit") or {}
+        # Earlier versions did not keep what a method declares.
+        for declared in fit["tables"] if "tables" in fit else diagnostic_tables(job.record["method"]):
+            title = declared["title"]
+            for column in declared["columns"]:
+                made = Column(f"diagnostic/{column['name']}", column["text"], group=column.get("group", ""))
+                columns.setdefault(title, {}).setdefault(made.metric, made)
+            remarks.setdefault(title, {}).update(dict.fromkeys(declared.get("remarks") or ()))
+    for title, own in columns.items():
+        yield build(comparison, title, list(own.values()), remarks[title])
 
 
 def _plugin_table(comparison: TaskComparison) -> Table | None:

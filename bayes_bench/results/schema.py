@@ -69,10 +69,25 @@ class Budget(Part):
     unspent: float | None = None
 
 
+class DiagnosticColumn(Part):
+    name: Short
+    text: Short
+    group: Short = ""
+
+
+class DiagnosticsTable(Part):
+    """As ``settings.DiagnosticTable``."""
+
+    title: Short
+    columns: list[DiagnosticColumn]
+    remarks: list[Text] = []
+
+
 class Fit(Part):
     seconds: float | None = None
     history: list[dict[Short, float | None]] = []
     diagnostics: dict[Short, float | None] | None = None
+    tables: list[DiagnosticsTable] = []
     notes: list[Text] = []
 
 

@@ -211,7 +211,7 @@ def _differences(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
             yield Mismatch("value", where, part, str(old.get(part)), str(new[part]))
     left, right = old.get("fit") or {}, new["fit"]
     for name in {**left, **right}:
-        if name not in ("seconds", "interruptions") and left.get(name) != right.get(name):
+        if name not in ("seconds", "interruptions", "tables") and left.get(name) != right.get(name):
             yield Mismatch("value", where, f"fit: {name}", _brief(left.get(name)), _brief(right.get(name)))
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from bayes_bench.data.spec import OODSpec, SourceSpec
 from bayes_bench.errors import UsageError
 from bayes_bench.host.shipped import REFERENCE_SUFFIX
-from bayes_bench.settings import COLLAPSE_THRESHOLD, NAME_PATTERN, Settings, fields_of_identity, setting
+from bayes_bench.settings import COLLAPSE_THRESHOLD, NAME_PATTERN, Settings, fields_told, setting
 
 QUICK_SUFFIX = "-quick"
 LARGEST_SEED = 2**63 - 1
@@ -287,8 +287,8 @@ class SuiteSpec(Settings):
         )
 
 
-CHANGES_NO_RESULT = fields_of_identity(TaskSpec, "none") | RETIRED
+CHANGES_NO_RESULT = {*fields_told(TaskSpec, "identity", "none"), *RETIRED}
 """Keys of a task that change no result by themselves: texts, and what results are only compared with."""
-NOT_IN_KEY = CHANGES_NO_RESULT | fields_of_identity(TaskSpec, "elsewhere")
+NOT_IN_KEY = {*CHANGES_NO_RESULT, *fields_told(TaskSpec, "identity", "elsewhere")}
 """Beside these, keys that a job's key has in another form: its own budget and settings, the checksum of its data. So a
 file that has been moved changes no key."""

@@ -7,11 +7,30 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from bayes_bench import MethodConfig, Range, setting
+from bayes_bench import Diagnostic, DiagnosticTable, MethodConfig, Range, setting
+
+CHAINS = DiagnosticTable(
+    "Chains",
+    (
+        Diagnostic("rhat_predictions", "predictions", "R-hat"),
+        Diagnostic("rhat_log_joint", "log joint", "R-hat"),
+        Diagnostic("ess_predictions", "predictions", "Effective sample size"),
+        Diagnostic("ess_log_joint", "log joint", "Effective sample size"),
+        Diagnostic("temperature_excess", "temperature excess", "Bias"),
+        Diagnostic("acceptance", "acceptance", "Bias"),
+    ),
+    (
+        "R-hat above about 1.1 says that chains disagree: they describe the neighbourhoods they reached, not the whole "
+        "posterior. The temperature excess is what minibatches add to a temperature of 1, at most; with Metropolis "
+        "acceptance there is none.",
+    ),
+)
 
 
 class ChainConfig(MethodConfig):
     """Settings of stochastic-gradient Markov chains; the base of the methods that run them."""
+
+    diagnostics: ClassVar[tuple[DiagnosticTable, ...]] = (CHAINS,)
 
     algorithm: Literal["sgld", "psgld", "sghmc"] = setting(
         "sgld",
@@ -19,11 +38,16 @@ class ChainConfig(MethodConfig):
         source="arXiv:1512.07666 (psgld), arXiv:1402.4102 (sghmc)",
         tune=("sgld", "sghmc"),
     )
-    chains: int = setting(2, "independent chains, run in one stacked pass; they share the budget", gt=0, tune=(1, 2, 4))
-    samples: int = setting(
-        100, "networks stored, from all chains together; fewer where the budget is too small for them", gt=0
+    chains: int = setting(
+        2, "independent chains, run in one stacked pass; they share the budget", gt=0, tune=(1, 2, 4), memory=True
     )
-    batch_size: int = setting(32, "examples per chain and step", gt=0, tune=(16, 32, 64))
+    samples: int = setting(
+        100,
+        "networks stored, from all chains together; fewer where the budget is too small for them",
+        gt=0,
+        memory=True,
+    )
+    batch_size: int = setting(32, "examples per chain and step", gt=0, tune=(16, 32, 64), memory=True)
     batches: Literal["independent", "epochs"] = setting(
         "epochs",
         "'independent': every batch is drawn anew, as the theory assumes; 'epochs': reshuffled passes over the data, "
@@ -110,9 +134,10 @@ class HMCConfig(MethodConfig):
     """
 
     reference: ClassVar[str] = "Izmailov, Vikram, Hoffman & Wilson, ICML 2021, arXiv:2104.14421"
+    diagnostics: ClassVar[tuple[DiagnosticTable, ...]] = (CHAINS,)
 
-    chains: int = setting(4, "independent chains, which share the budget", gt=0)
-    samples: int = setting(100, "networks stored, equally many of each chain", gt=0)
+    chains: int = setting(4, "independent chains, which share the budget", gt=0, memory=True)
+    samples: int = setting(100, "networks stored, equally many of each chain", gt=0, memory=True)
     descent: float = setting(0.2, "share of the budget in which each chain descends to a mode first", ge=0, lt=1)
     learning_rate: float = setting(0.05, "Adam, in the descent", gt=0)
     burn_in: float = setting(0.3, "share of the budget in which the step size is adapted; not stored", gt=0, lt=1)

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bayes_bench import Range, setting
-from bayes_bench_baselines.chains.config import ChainConfig
+from bayes_bench import Diagnostic, DiagnosticTable, Range, setting
+from bayes_bench_baselines.chains.config import CHAINS, ChainConfig
 
 Width = Annotated[int, Field(gt=0)]
+
+
+STUDENT = DiagnosticTable(
+    "Student and teacher",
+    (
+        *(
+            Diagnostic(f"{who}_{what}", who, text)
+            for what, text in (
+                ("nll", "NLL"),
+                ("accuracy", "Accuracy"),
+                ("rmse", "RMSE"),
+                ("entropy", "Entropy"),
+                ("disagreement", "Disagreement"),
+                ("epistemic_std", "Epistemic std"),
+            )
+            for who in ("teacher", "student")
+        ),
+        Diagnostic("projected_ks", "Kolmogorov–Smirnov", "Weights"),
+    ),
+    ("On validation data, standardised; the last column compares weights along random directions.",),
+)
 
 
 class APDConfig(ChainConfig):
@@ -20,6 +42,10 @@ class APDConfig(ChainConfig):
     """
 
     reference: ClassVar[str] = "Wang et al., ICML 2018, arXiv:1806.10317"
+    diagnostics: ClassVar[tuple[DiagnosticTable, ...]] = (
+        replace(CHAINS, remarks=(*CHAINS.remarks, "For apd these are its teacher's.")),
+        STUDENT,
+    )
 
     chains: int = setting(
         1,
@@ -27,17 +53,18 @@ class APDConfig(ChainConfig):
         "interpolates badly",
         source="paper: 1",
         gt=0,
+        memory=True,
     )
-    samples: int = setting(1000, "networks that the teacher's chains store in all", gt=1)
+    samples: int = setting(1000, "networks that the teacher's chains store in all", gt=1, memory=True)
     training: Literal["offline", "online"] = setting(
         "offline",
         "'offline': the chain is stored and the student trained afterwards; 'online': the student is trained while "
         "the chain goes on, on a buffer of its latest networks",
     )
-    buffer: int = setting(200, "networks in the buffer, first in first out (training = 'online')", gt=1)
+    buffer: int = setting(200, "networks in the buffer, first in first out (training = 'online')", gt=1, memory=True)
     noise_dim: int = setting(32, "dimensions of the student's input noise", source="paper: 100", gt=0)
     student_hidden: tuple[Width, ...] = setting(
-        (100, 100, 100), "hidden widths of the student", source="paper", min_length=1
+        (100, 100, 100), "hidden widths of the student", source="paper", min_length=1, memory=True
     )
     critic_hidden: tuple[Width, ...] = setting(
         (100, 100, 100), "hidden widths of the critic", source="paper", min_length=1
@@ -61,4 +88,4 @@ class APDConfig(ChainConfig):
         ge=0,
         lt=1,
     )
-    validation_networks: int = setting(10, "networks drawn from the student for each validation", gt=1)
+    validation_networks: int = setting(10, "networks drawn from the student for each validation", gt=1, memory=True)

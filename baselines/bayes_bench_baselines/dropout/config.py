@@ -26,10 +26,10 @@ class MCDropoutConfig(MethodConfig):
         "convnets); 'last': before the last layer",
         tune=("all", "linear", "last"),
     )
-    batch_size: int = setting(32, "examples per step, each with its own masks", tune=(32, 64, 128), gt=0)
+    batch_size: int = setting(32, "examples per step, each with its own masks", tune=(32, 64, 128), gt=0, memory=True)
     learning_rate: float = setting(3e-3, "Adam", tune=Range(1e-3, 1e-2, log=True), gt=0)
     final_learning_rate: float = setting(0.0, "share of the learning rate left at the end (cosine)", ge=0, le=1)
-    validation_networks: int = setting(10, "networks drawn for each validation", gt=1)
+    validation_networks: int = setting(10, "networks drawn for each validation", gt=1, memory=True)
     keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
     patience: int | None = setting(
         None, "stop after so many validations (of 20) without a better one; none: never", gt=0

@@ -13,7 +13,7 @@ class MAPConfig(MethodConfig):
     The reference row that every table needs: it has no weight uncertainty.
     """
 
-    batch_size: int = setting(32, "examples per step", tune=(16, 32, 64, 128), gt=0)
+    batch_size: int = setting(32, "examples per step", tune=(16, 32, 64, 128), gt=0, memory=True)
     learning_rate: float = setting(3e-3, "Adam", tune=Range(1e-3, 1e-2, log=True), gt=0)
     final_learning_rate: float = setting(0.0, "share of the learning rate left at the end (cosine)", ge=0, le=1)
     keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
@@ -32,9 +32,9 @@ class DeepEnsembleConfig(MethodConfig):
     reference: ClassVar[str] = "Lakshminarayanan, Pritzel & Blundell, NeurIPS 2017, arXiv:1612.01474"
 
     members: int = setting(
-        5, "networks in the ensemble", source="paper, algorithm 1 and section 3", tune=(3, 5, 10), gt=0
+        5, "networks in the ensemble", source="paper, algorithm 1 and section 3", tune=(3, 5, 10), gt=0, memory=True
     )
-    batch_size: int = setting(32, "examples per member and step", tune=(16, 32, 64), gt=0)
+    batch_size: int = setting(32, "examples per member and step", tune=(16, 32, 64), gt=0, memory=True)
     learning_rate: float = setting(3e-3, "Adam", tune=Range(1e-3, 1e-2, log=True), gt=0)
     final_learning_rate: float = setting(0.0, "share of the learning rate left at the end (cosine)", ge=0, le=1)
     adversarial_epsilon: float = setting(

@@ -40,11 +40,11 @@ class MNFConfig(MethodConfig):
         tune=(0.0, 0.5),
     )
     batch_size: int = setting(
-        32, "examples per step, each with its own noise", source="paper: 100", gt=0, tune=(16, 32, 64)
+        32, "examples per step, each with its own noise", source="paper: 100", gt=0, tune=(16, 32, 64), memory=True
     )
     learning_rate: float = setting(3e-3, "Adam", source="paper: 1e-3", gt=0, tune=Range(1e-3, 2e-2, log=True))
     final_learning_rate: float = setting(0.0, "share of the learning rate left at the end (cosine)", ge=0, le=1)
-    validation_networks: int = setting(10, "networks drawn for each validation", gt=1)
+    validation_networks: int = setting(10, "networks drawn for each validation", gt=1, memory=True)
     keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
     patience: int | None = setting(
         None, "stop after so many validations (of 20) without a better one; none: never", gt=0
@@ -61,10 +61,12 @@ class VIConfig(MethodConfig):
     reference: ClassVar[str] = "Blundell et al., ICML 2015, arXiv:1505.05424; library posteriors (Apache-2.0)"
     requires: ClassVar[Mapping[str, str]] = {"posteriors": "bayes-bench[posteriors]"}
 
-    batch_size: int = setting(32, "examples per step, which share one sample of the weights", tune=(16, 32, 64), gt=0)
+    batch_size: int = setting(
+        32, "examples per step, which share one sample of the weights", tune=(16, 32, 64), gt=0, memory=True
+    )
     learning_rate: float = setting(3e-3, "Adam", tune=Range(1e-3, 1e-2, log=True), gt=0)
     samples: int = setting(
-        1, "of the weights per step; each costs a gradient evaluation per example", tune=(1, 2, 4), gt=0
+        1, "of the weights per step; each costs a gradient evaluation per example", tune=(1, 2, 4), gt=0, memory=True
     )
     initial_std: float = setting(
         0.01, "standard deviation of every weight at the start", tune=Range(0.003, 0.1, log=True), gt=0
@@ -72,7 +74,7 @@ class VIConfig(MethodConfig):
     stick_the_landing: bool = setting(
         True, "leave the score term out of the gradient, which has mean 0", source="arXiv:1703.09194"
     )
-    validation_networks: int = setting(10, "networks drawn for each validation", gt=1)
+    validation_networks: int = setting(10, "networks drawn for each validation", gt=1, memory=True)
     keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
     patience: int | None = setting(
         None, "stop after so many validations (of 20) without a better one; none: never", gt=0

@@ -23,9 +23,9 @@ class HyperGANConfig(MethodConfig):
 
     reference: ClassVar[str] = "Ratzlaff & Li, HyperGAN, ICML 2019, arXiv:1901.11058"
 
-    networks: int = setting(4, "networks generated in each training step", tune=(4, 8), gt=1)
+    networks: int = setting(4, "networks generated in each training step", tune=(4, 8), gt=1, memory=True)
     batch_size: int = setting(
-        16, "examples per generated network and step, each network its own", tune=(8, 16, 32), gt=0
+        16, "examples per generated network and step, each network its own", tune=(8, 16, 32), gt=0, memory=True
     )
     noise_dim: int = setting(128, "dimensions of the mixer's input noise", source="paper: 256", gt=0)
     code_dim: int = setting(32, "dimensions of each layer's code", source="paper: 64 to 256", gt=0)
@@ -36,6 +36,7 @@ class HyperGANConfig(MethodConfig):
         "hidden widths of each layer's generator",
         source="paper: 512, 512; narrow ones lose nothing here",
         tune=((64,), (128,)),
+        memory=True,
     )
     head: Literal["dense", "chunked"] = setting(
         "dense",
@@ -118,7 +119,7 @@ class HyperGANConfig(MethodConfig):
         gt=0,
     )
     pretrain_steps: int = setting(500, "at most so many pre-training steps of the mixer", ge=0)
-    validation_networks: int = setting(10, "networks drawn for each validation", gt=1)
+    validation_networks: int = setting(10, "networks drawn for each validation", gt=1, memory=True)
     keep_best: bool = setting(True, "end with the snapshot of the best validation likelihood")
     patience: int | None = setting(
         None, "stop after so many validations (of 20) without a better one; none: never", gt=0
