@@ -18,7 +18,7 @@ import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -41,7 +41,6 @@ from bayes_bench.posterior.prior import GaussianPrior
 from bayes_bench.posterior.stacked import StackedNetwork
 from bayes_bench.posterior.stored import read_note
 from bayes_bench.posterior.surroundings import is_small, limited_threads
-from bayes_bench.posterior.training import FitSummary
 from bayes_bench.tasks.network import build_network
 from bayes_bench.tasks.spec import MLPSpec
 from bayes_bench.tasks.task import Standardiser
@@ -55,6 +54,7 @@ FEWEST_TO_VALIDATE = 20
 """With fewer examples all of them are trained on."""
 
 
+@dataclass(eq=False, repr=False)
 class BayesEstimator(BaseEstimator):  # type: ignore[misc]
     """What classifier and regressor share: the fit, the draw of networks, saving.
 
@@ -77,38 +77,18 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
         summary_: what the fit has spent and seen.
     """
 
-    posterior_: WeightPosterior
-    summary_: FitSummary
-    n_features_in_: int
-    feature_names_in_: np.ndarray
-    _fitted: _Fitted
-
-    def __init__(
-        self,
-        method: str = "hypergan",
-        *,
-        settings: Mapping[str, Any] | None = None,
-        hidden: Sequence[int] = (50, 50),
-        network: Network | None = None,
-        budget: int = 200_000,
-        samples: int = 100,
-        prior_std: float = 1.0,
-        prior_scaling: Literal["none", "fan_in"] = "none",
-        validation_fraction: float = 0.1,
-        device: str = "cpu",
-        random_state: int | np.random.RandomState | None = None,
-    ):
-        self.method = method
-        self.settings = settings
-        self.hidden = hidden
-        self.network = network
-        self.budget = budget
-        self.samples = samples
-        self.prior_std = prior_std
-        self.prior_scaling = prior_scaling
-        self.validation_fraction = validation_fraction
-        self.device = device
-        self.random_state = random_state
+    method: str = "hypergan"
+    _: KW_ONLY
+    settings: Mapping[str, Any] | None = None
+    hidden: Sequence[int] = (50, 50)
+    network: Network | None = None
+    budget: int = 200_000
+    samples: int = 100
+    prior_std: float = 1.0
+    prior_scaling: Literal["none", "fan_in"] = "none"
+    validation_fraction: float = 0.1
+    device: str = "cpu"
+    random_state: int | np.random.RandomState | None = None
 
     # Fit --------------------------------------------------------------------------------------------------
 
@@ -387,6 +367,7 @@ class BayesClassifier(ClassifierMixin, BayesEstimator):  # type: ignore[misc]
         return Categorical(len(self.classes_))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class BayesRegressor(RegressorMixin, BayesEstimator):  # type: ignore[misc]
     """A regressor that averages the predictions of networks drawn from a posterior over weights.
 
@@ -397,36 +378,7 @@ class BayesRegressor(RegressorMixin, BayesEstimator):  # type: ignore[misc]
         method, settings, …, random_state: as ``BayesEstimator``'s.
     """
 
-    def __init__(
-        self,
-        method: str = "hypergan",
-        *,
-        noise: float | Literal["learned", "heteroscedastic"] = "learned",
-        settings: Mapping[str, Any] | None = None,
-        hidden: Sequence[int] = (50, 50),
-        network: Network | None = None,
-        budget: int = 200_000,
-        samples: int = 100,
-        prior_std: float = 1.0,
-        prior_scaling: Literal["none", "fan_in"] = "none",
-        validation_fraction: float = 0.1,
-        device: str = "cpu",
-        random_state: int | np.random.RandomState | None = None,
-    ):
-        super().__init__(
-            method,
-            settings=settings,
-            hidden=hidden,
-            network=network,
-            budget=budget,
-            samples=samples,
-            prior_std=prior_std,
-            prior_scaling=prior_scaling,
-            validation_fraction=validation_fraction,
-            device=device,
-            random_state=random_state,
-        )
-        self.noise = noise
+    noise: float | Literal["learned", "heteroscedastic"] = "learned"
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

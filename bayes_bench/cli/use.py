@@ -14,7 +14,7 @@ from bayes_bench.errors import DataError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from bayes_bench.jobs.fitted import FittedJob
+    from bayes_bench.jobs.predict import FittedJob
     from bayes_bench.posterior.predictive import ClassPrediction, ValuePrediction
 
 
@@ -65,7 +65,7 @@ def predict(
     if not file.exists():
         raise DataError(f"cannot read {file}: no such file or folder")
     from bayes_bench import data
-    from bayes_bench.jobs.fitted import load
+    from bayes_bench.jobs.predict import load
 
     fitted = load(run_dir, method_name(method), task=task, seed=seed, allow_code=allow_code)
     x = data.read_inputs(file, fitted.input_shape, fitted.features, **_reading(fitted))

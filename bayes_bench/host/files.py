@@ -91,6 +91,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def refuse_link(path: Path) -> None:
+    """What lies in a folder of ours must lie where its name says.
+
+    Raises:
+        DataError: it is a symbolic link.
+    """
+    if path.is_symlink():
+        raise DataError(f"{path} is a symbolic link, which such a folder must not hold; remove it")
+
+
 def read_bytes(path: Path, most: int) -> bytes:
     """The first bytes of a file in a run folder.
 
@@ -98,8 +108,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         DataError: it is a symbolic link, or no file: a pipe would be waited for without end.
         OSError: it cannot be read.
     """
-    if path.is_symlink():
-        raise DataError(f"{path} is a symbolic link, which a run folder must not hold; remove it")
+    refuse_link(path)
     if path.exists() and not path.is_file():
         raise DataError(f"{path} is not a file; remove it")
     with path.open("rb") as file:

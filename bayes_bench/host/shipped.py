@@ -15,8 +15,8 @@ def shipped_folder(name: str, in_checkout: str) -> Path:
 
 
 def suite_folder() -> Path:
-    """The folder of the suites that come with the package (in a checkout: ``benchmarks/``)."""
-    return shipped_folder("suites", "benchmarks")
+    """The folder of the suites that come with the package (in a checkout: ``benchmarks/suites/``)."""
+    return shipped_folder("suites", "benchmarks/suites")
 
 
 def reference_folder() -> Path:

@@ -30,7 +30,7 @@ from bayes_bench.host.shipped import REFERENCE_SUFFIX, reference_folder
 from bayes_bench.metrics.distance import CATALOGUE, class_variance
 from bayes_bench.metrics.registry import compute
 from bayes_bench.results import schema
-from bayes_bench.results.folder import load_predictions, read_records, read_run
+from bayes_bench.results.folder import finished_jobs, load_predictions, read_records, read_run
 from bayes_bench.results.schema import canonical_hash
 from bayes_bench.settings import check_values
 
@@ -332,19 +332,7 @@ def _jobs_of(
     run_dir: Path, label: str, task: str | None, planned: set[str]
 ) -> tuple[list[tuple[Path, dict[str, Any]]], list[int]]:
     """Finished jobs in the order of their seeds, and the seeds that failed."""
-    everything = read_records(run_dir)[0]
-    found = [item for item in everything if item[1]["status"] == "ok"]
-    if not found:
-        raise UsageError(f"{run_dir} has no finished job")
-    for kind, key, wanted in (("method", "label", label), ("task", "task", task)):
-        known = {str(record[key]) for _, record in found}
-        if wanted is not None and wanted not in known:
-            raise UsageError(f"{run_dir}: {unknown_name(f'finished {kind}', wanted, known)}")
-        found = [item for item in found if wanted is None or item[1][key] == wanted]
-    if len(tasks := {record["task"] for _, record in found}) > 1:
-        raise UsageError(
-            f"{run_dir} has {label!r} for several tasks; choose one with --task: {', '.join(sorted(tasks))}"
-        )
+    found = finished_jobs(run_dir, label, task)
     # Of several variants the latest invocation's counts, as in `bayes-bench predict`.
     latest = {record["variant"] for _, record in found if record["key"] in planned}
     found = [item for item in found if not latest or item[1]["variant"] in latest]
@@ -352,7 +340,7 @@ def _jobs_of(
     found.sort(key=lambda item: item[1]["seed"])
     seeds = {record["seed"] for _, record in found}
     variants = {record["variant"] for _, record in found}
-    failed = {record["seed"] for _, record in everything if record.get("variant") in variants} - seeds
+    failed = {record["seed"] for _, record in read_records(run_dir)[0] if record.get("variant") in variants} - seeds
     return found, sorted(failed)
 
 

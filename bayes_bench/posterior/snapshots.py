@@ -23,7 +23,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from bayes_bench.errors import DataError
-from bayes_bench.host.files import replacing
+from bayes_bench.host.files import refuse_link, replacing
 from bayes_bench.host.stopping import Stop
 from bayes_bench.settings import SNAPSHOT_SECONDS
 
@@ -119,8 +119,7 @@ class Snapshots:
         if not path.is_file():
             return None
         try:
-            if path.is_symlink():
-                raise DataError(f"{path} is a symbolic link, which a run folder must not hold")
+            refuse_link(path)
             about, tensors = _read(path)
             if about["identity"] != self._identity or about["part"] != part:
                 changed = [name for name, value in self._identity.items() if about["identity"].get(name) != value]

@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bayes_bench.errors import DataError, UsageError, printable
-from bayes_bench.host.files import TEMPORARY, file_facts, replacing, write_bytes, write_text, writing
+from bayes_bench.errors import DataError, UsageError, printable, unknown_name
+from bayes_bench.host.files import TEMPORARY, file_facts, refuse_link, replacing, write_bytes, write_text, writing
 from bayes_bench.results.lock import HOLDER, LOCK
 from bayes_bench.results.schema import (
     FORMAT,
@@ -123,8 +123,7 @@ def refuse_links(folder: Path) -> None:
     """
     held = (folder / name for name in (*JOB_FILES, RECORD, SNAPSHOTS))
     for path in (*list(folder.parents)[2::-1], folder, *held):
-        if path.is_symlink():
-            raise DataError(f"{path} is a symbolic link, which a run folder must not hold; remove it")
+        refuse_link(path)
 
 
 def check_file(path: Path, facts: Mapping[str, Any]) -> None:
@@ -134,8 +133,7 @@ def check_file(path: Path, facts: Mapping[str, Any]) -> None:
         DataError: it is missing, unreadable, a symbolic link, or has another size or checksum.
     """
     try:
-        if path.is_symlink():
-            raise DataError(f"{path} is a symbolic link, which a run folder must not hold; remove it")
+        refuse_link(path)
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             raise DataError(f"{path} is missing")
@@ -256,6 +254,29 @@ def read_records(run_dir: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list
     return found, problems
 
 
+def finished_jobs(
+    run_dir: Path, label: str, task: str | None = None, seed: int | None = None
+) -> list[tuple[Path, dict[str, Any]]]:
+    """The finished jobs of a method's row with their folders, of one task; of one seed where that is named.
+
+    Raises:
+        UsageError: there is none, or there are several tasks to choose from.
+    """
+    found = [(folder, record) for folder, record in read_records(run_dir)[0] if record["status"] == "ok"]
+    if not found:
+        raise UsageError(f"{run_dir} has no finished job")
+    for kind, key, wanted in (("method", "label", label), ("task", "task", task), ("seed", "seed", seed)):
+        known = {str(record[key]) for _, record in found}
+        if wanted is not None and str(wanted) not in known:
+            raise UsageError(f"{run_dir}: {unknown_name(f'finished {kind}', str(wanted), known)}")
+        found = [item for item in found if wanted is None or item[1][key] == wanted]
+        if kind == "task" and len({record["task"] for _, record in found}) > 1:
+            raise UsageError(
+                f"{run_dir} has {label!r} for several tasks; choose one with --task: {', '.join(sorted(known))}"
+            )
+    return found
+
+
 def _record_paths(jobs: Path) -> tuple[list[Path], list[str]]:
     """What is called a record in a job's folder, and a sentence for each folder that cannot be read."""
     folders, problems = [jobs] if jobs.is_dir() else [], []
@@ -337,8 +358,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
 
 def _refuse_links_in(folder: Path, *names: str) -> None:
     for path in (folder / name for name in (RUN, LOCK, "jobs", *names)):
-        if path.is_symlink():
-            raise DataError(f"{path} is a symbolic link, which such a folder must not hold; remove it")
+        refuse_link(path)
 
 
 def check_run_dir(run_dir: Path, marker: str = RUN, kind: str = "run") -> None:

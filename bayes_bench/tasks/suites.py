@@ -66,7 +66,7 @@ def load_suite(name_or_path: str) -> SuiteSpec:
         suite = SuiteSpec.model_validate(content)
     except ValidationError as error:
         raise explain(error, str(path), content) from error
-    from bayes_bench.tasks.check import check_task  # here, because the data sources build on this module
+    from bayes_bench.tasks.check import check_task  # here, because it imports all data sources
 
     for task in suite.tasks:
         try:

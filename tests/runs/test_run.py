@@ -15,9 +15,9 @@ from bayes_bench import Categorical, Gaussian, report
 from bayes_bench.errors import DataError, UnsupportedNetworkError, UsageError
 from bayes_bench.jobs import execute as execution
 from bayes_bench.jobs import predictions
-from bayes_bench.jobs.fitted import load
 from bayes_bench.jobs.job import Conditions, Job
 from bayes_bench.jobs.plan import Override, find_finished, plan
+from bayes_bench.jobs.predict import load
 from bayes_bench.jobs.provenance import derived_seed
 from bayes_bench.jobs.renew import recompute_metrics
 from bayes_bench.networks import layer_names

@@ -2,7 +2,7 @@
 
 Example::
 
-    fitted = restore.load("reports/runs/digits", "hypergan")
+    fitted = load("reports/runs/digits", "hypergan")
     fitted.predict(images).entropy
 """
 
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from bayes_bench.errors import DataError, UsageError, named, unknown_name
+from bayes_bench.errors import DataError, named
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.methods import registry
 from bayes_bench.posterior.base import WeightPosterior, WeightSamples
 from bayes_bench.posterior.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
 from bayes_bench.posterior.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
 from bayes_bench.posterior.prior import GaussianPrior
-from bayes_bench.results.folder import POSTERIOR, RECORD, check_file, read_records, read_run
+from bayes_bench.results.folder import POSTERIOR, RECORD, check_file, finished_jobs, read_run
 from bayes_bench.settings import explain
 from bayes_bench.tasks.network import build_network
 from bayes_bench.tasks.spec import GaussianSpec, HeteroscedasticSpec, LikelihoodSpec, NetworkSpec
@@ -134,18 +134,7 @@ def load(
 
 def _find(run_dir: Path, label: str, task: str | None, seed: int | None) -> tuple[Path, dict[str, Any]]:
     planned = {job["key"] for job in read_run(run_dir)["jobs"]}
-    found = [(folder, record) for folder, record in read_records(run_dir)[0] if record["status"] == "ok"]
-    if not found:
-        raise UsageError(f"{run_dir} has no finished job")
-    for kind, key, wanted in (("method", "label", label), ("task", "task", task), ("seed", "seed", seed)):
-        known = {str(record[key]) for _, record in found}
-        if wanted is not None and str(wanted) not in known:
-            raise UsageError(f"{run_dir}: {unknown_name(f'finished {kind}', str(wanted), known)}")
-        found = [item for item in found if wanted is None or item[1][key] == wanted]
-        if kind == "task" and len({record["task"] for _, record in found}) > 1:
-            raise UsageError(
-                f"{run_dir} has {label!r} for several tasks; choose one with --task: {', '.join(sorted(known))}"
-            )
+    found = finished_jobs(run_dir, label, task, seed)
     lowest = min(record["seed"] for _, record in found)
     same_seed = [item for item in found if item[1]["seed"] == lowest]
     return max(same_seed, key=lambda item: (item[1]["key"] in planned, item[1].get("finished") or ""))
