@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -12,7 +13,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -26,8 +27,7 @@ from bayes_bench.jobs.plan import plan
 from bayes_bench.results.folder import RECORD, SNAPSHOTS, job_state, write_files, write_job
 from bayes_bench.runs import executors
 from bayes_bench.runs.executors.base import Workers
-from bayes_bench.runs.executors.worker import StopRequest
-from bayes_bench.tasks.task import build_task
+from bayes_bench.tasks.task import Task, build_task
 from rogue import rogue_plugin
 from tiny_suites import CURVE, suite
 from worker_runs import Seen, alive, go, log_of, number_in, rogue_entry, until, without_measurements
@@ -132,6 +132,31 @@ def test_ctrl_c_reaches_the_cluster(node: Any, entry: Callable[..., Any], tmp_pa
     assert records == {}
     assert seen.started_jobs == ["a"]
     assert signal.getsignal(signal.SIGTERM) is before
+    until(lambda: not alive(number_in(tmp_path / "a.mark")))
+
+
+def test_ctrl_c_brings_a_snapshot_back(node: Any, tmp_path: Path) -> None:
+    class Press(Seen):
+        def progress(self, *arguments: Any) -> None:
+            super().progress(*arguments)
+            if len(self.values) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    cluster = {"executor": "ray", "address": node.address}
+    result, records, _ = go(["map"], tmp_path / "run", budget=10_000_000, seen=Press(), **cluster)
+    assert (result.interrupted, result.exit_code, records) == (True, 130, {})
+    assert [path.suffix for path in (tmp_path / "run").glob("jobs/curve/map/*/snapshots/*")] == [".snapshot"]
+
+
+def test_an_error_on_a_machine_is_said_as_it_is(
+    node: Any, entry: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "code_of", lambda *arguments: {"core": "another"})
+    _, records, _ = go([entry("a")], tmp_path / "run", executor="ray", address=node.address)
+    assert re.match(r"UsageError: \S+ has other code of bayes-bench or of the method", records["a"]["error"])
+    log = log_of(tmp_path / "run", "a")
+    assert "in _run" in log
+    assert "\x1b" not in log
 
 
 def test_what_no_machine_has_is_refused(node: Any, entry: Callable[..., Any], tmp_path: Path) -> None:
@@ -144,31 +169,37 @@ def test_what_no_machine_has_is_refused(node: Any, entry: Callable[..., Any], tm
 # No cluster -----------------------------------------------------------------------------------------------
 
 
-class Mail:
-    """A mailbox in this process."""
+class Request:
+    """The driver's request to stop, in this process."""
 
     def __init__(self) -> None:
-        self.box = ray_cluster.Mailbox()
-        self.post = SimpleNamespace(remote=self._post)
+        self._answer: Future[None] = Future()
 
-    def _post(self, *arguments: Any) -> Any:
-        answer: Future[bool] = Future()
-        answer.set_result(self.box.post(*arguments))
-        return SimpleNamespace(future=lambda: answer)
+    def future(self) -> Future[None]:
+        return self._answer
+
+    def ask(self) -> None:
+        self._answer.set_result(None)
 
 
-def parcel(tmp_path: Path, **changes: Any) -> tuple[ray_cluster.Parcel, bytes]:
+def parcel(tmp_path: Path, **changes: Any) -> tuple[ray_cluster.Parcel, Task]:
     """A job as the driver sends it."""
     task = CURVE | changes
     (job,) = plan([suite(task, methods=["map"], seeds=[0])])
     modules = tuple(tmp_path.glob("*.py"))
     conditions = Conditions("cpu", allow_code=modules)
     made = ray_cluster.Parcel(
-        "attempt", job, "ab" * 32, "v" * 64, conditions, provenance.code_of(job, modules),
+        job, "ab" * 32, "v" * 64, conditions, provenance.code_of(job, modules),
         ray_cluster._module_of_network(job, modules), tuple(path.read_bytes() for path in modules),
-        {"snapshots/part-1.snapshot": b"kept"}, Workers("ray"),
+        {"snapshots/part-1.snapshot": b"kept"}, Workers("ray"), cast("Any", Request()),
     )  # fmt: skip
-    return made, pickle.dumps(build_task(job.task, allow_code=modules))
+    return made, build_task(job.task, allow_code=modules)
+
+
+def delivered(sent: ray_cluster.Parcel, task: Task) -> tuple[ray_cluster.Delivery, list[ray_cluster.Letter]]:
+    """Run the job in this process: what it delivers, and all that it has told."""
+    *batches, delivery = ray_cluster.run_parcel(sent, pickle.loads(pickle.dumps(task)))
+    return delivery, [letter for batch in batches for letter in batch]
 
 
 @pytest.fixture
@@ -187,16 +218,15 @@ def test_a_job_needs_no_file_of_the_driver(tmp_path: Path) -> None:
     network = {"name": "custom", "entry": f"{tmp_path / 'net.py'}:make", "options": {"width": 3}}
     sent, task = parcel(tmp_path, network=network, reference=str(tmp_path / "reference.safetensors"))
     (tmp_path / "net.py").unlink()
-    mail = Mail()
-    delivery = ray_cluster.run_parcel(sent, task, mail)
-    assert delivery.kind == "recorded", delivery.log
+    delivery, letters = delivered(sent, task)
+    assert delivery.recorded
     record = write_files(tmp_path / "job", delivery.files)
     assert job_state(tmp_path / "job", "ab" * 32).kind == "finished"
     assert record["status"] == "ok"
     assert record["code"] == sent.code
     assert record["network"]["spec"]["entry"] == network["entry"]
     assert record["task_spec"]["reference"] is None  # compared by the driver, which has the file
-    kinds = [kind for _, kind, _ in mail.box.empty()]
+    kinds = [kind for kind, *_ in letters]
     assert kinds[0] == "started"
     assert "progress" in kinds
 
@@ -204,9 +234,8 @@ def test_a_job_needs_no_file_of_the_driver(tmp_path: Path) -> None:
 def test_other_code_on_a_machine_of_the_cluster_is_refused(tmp_path: Path) -> None:
     sent, task = parcel(tmp_path)
     sent.code["core"] = "another"
-    delivery = ray_cluster.run_parcel(sent, task, Mail())
-    assert delivery.kind == "failed"
-    assert "has other code of bayes-bench" in delivery.error
+    with pytest.raises(UsageError, match="has other code of bayes-bench"):
+        delivered(sent, task)
 
 
 @pytest.mark.usefixtures("_on_a_node")
@@ -219,7 +248,7 @@ def test_snapshots_travel_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (folder / ".part-3.snapshot.0a1b2c3d.tmp").touch()
         try:
             with stop.deferred():
-                mail.box.stop()
+                sent.request.ask()
                 until(lambda: stop.requested, seconds=10)
             watch.message("stops")
         finally:
@@ -229,27 +258,52 @@ def test_snapshots_travel_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(execution, "execute", execute)
     sent, task = parcel(tmp_path)
-    mail = Mail()
-    delivery = ray_cluster.run_parcel(sent, task, mail)
+    delivery, letters = delivered(sent, task)
     snapshots = {"snapshots/part-1.snapshot": b"kept", "snapshots/part-2.snapshot": b"new"}
-    assert delivery.kind == ("recorded" if finished else "interrupted")
+    assert delivery.recorded == finished
     assert delivery.files == snapshots | ({"record.json": b"{}"} if finished else {})
-    letters = [(kind, content) for _, kind, content in mail.box.empty()]
-    assert ("snapshot", ("snapshots/part-2.snapshot", b"new")) in letters
-    assert ("message", ("stops",)) in letters
+    assert ("snapshot", {"snapshots/part-2.snapshot": b"new"}) in letters
+    assert ("message", "stops") in letters
     assert not any("part-1" in str(letter) for letter in letters)
 
 
-def test_the_courier_takes_a_changed_snapshot_again(tmp_path: Path) -> None:
-    mail, path = Mail(), tmp_path / "snapshots" / "part-1.snapshot"
-    with ray_cluster.Courier(mail, "attempt", tmp_path, StopRequest()) as courier:
+@pytest.mark.usefixtures("_on_a_node")
+def test_a_job_with_nothing_to_finish_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has kept comes back; its process is ended by the driver."""
+    end = threading.Event()
+
+    def execute(item: Any, conditions: Any, watch: Any, stop: Any) -> None:
+        sent.request.ask()
+        end.wait(60)
+
+    monkeypatch.setattr(execution, "execute", execute)
+    sent, task = parcel(tmp_path)
+    telling = ray_cluster.run_parcel(sent, task)
+    delivery = next(news for news in telling if isinstance(news, ray_cluster.Delivery))
+    assert delivery == ray_cluster.Delivery(False, {"snapshots/part-1.snapshot": b"kept"})
+    end.set()
+    assert list(telling) == []
+
+
+@pytest.mark.usefixtures("_on_a_node")
+def test_a_job_tells_a_changed_snapshot_again_and_the_latest_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived: list[Any] = []
+
+    def execute(item: Any, conditions: Any, watch: Any, stop: Any) -> None:
         for content in (b"one", b"second"):
-            write_bytes(path, content)
-            courier.say("message", "look")
-            until(lambda content=content: any(content in letter[2] for letter in mail.box._letters))
-        courier.say("progress", 0.1, {})
-        courier.say("progress", 0.2, {})
-    assert [letter[2] for letter in mail.box.empty() if letter[1] == "progress"][-1] == (0.2, {})
+            snapshot = {"snapshots/part-2.snapshot": content}
+            write_bytes(item.folder / "snapshots/part-2.snapshot", content)
+            until(lambda snapshot=snapshot: ("snapshot", snapshot) in arrived)
+        watch.progress(0.1, {})
+        watch.progress(0.2, {})
+
+    monkeypatch.setattr(execution, "execute", execute)
+    sent, task = parcel(tmp_path)
+    for news in ray_cluster.run_parcel(sent, task):
+        arrived += news if isinstance(news, list) else []
+    assert [letter for letter in arrived if letter[0] == "progress"][-1] == ("progress", 0.2, {})
 
 
 @pytest.mark.usefixtures("_on_a_node")

@@ -1,8 +1,8 @@
 """Jobs on a Ray cluster: what they need travels with them, and what they make comes back, so no file system is shared.
 
-A job computes in a temporary folder of its machine. On its way, progress and snapshots go to a mailbox on the head
-node, which the driver empties; so a job whose machine is lost goes on elsewhere from the last snapshot that arrived.
-Imports no torch.
+A job is a Ray task that yields: it computes in a thread and in a temporary folder of its machine, while Ray brings its
+progress and snapshots to the driver. So a job whose machine is lost goes on elsewhere from the last snapshot that
+arrived. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import logging
 import math
 import os
-import pickle
+import re
 import shutil
 import signal
 import socket
@@ -19,17 +19,19 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TextIO, cast
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import filelock
 import ray
 from ray import exceptions as trouble
+from ray.util.queue import Queue
 
 from bayes_bench.errors import UsageError, named
 from bayes_bench.host.files import write_bytes
@@ -37,33 +39,31 @@ from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs.job import Job
 from bayes_bench.results.folder import RECORD, SNAPSHOTS, write_files
 from bayes_bench.runs.executors.base import Executor, Outcome, Workers
-from bayes_bench.runs.executors.worker import StopRequest, Told
+from bayes_bench.runs.executors.worker import Told
 from bayes_bench.tasks.spec import CustomNetworkSpec
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from bayes_bench.jobs.job import Conditions, PlacedJob
     from bayes_bench.jobs.watch import Watch
     from bayes_bench.tasks.task import Task
 
 POLL_SECONDS = 0.5
-"""Between two looks into the mailbox, on either side."""
+"""Between two looks at what there is to tell or to hear."""
 ANSWER_SECONDS = 60.0
-"""For the mailbox to answer."""
-CAPACITY_SECONDS = 5.0
-"""Between two looks at how large the cluster is."""
+"""For the head of the cluster to answer."""
 FOLDERS = "bayes-bench-job-"
 """How the names of temporary folders on the cluster's machines begin."""
 LOCK = "lock"
 """A file in them, locked while the job runs."""
 OLD_SECONDS = 60.0
 """From which age on such a folder may be one that nobody has any more, rather than one that is just being made."""
-HEAD = "node:__internal_head__"
-"""The resource by which Ray names its head node."""
 
 Files = dict[str, bytes]
 """Contents by path within a job's folder."""
+Letter = tuple[Any, ...]
+"""What a job tells: the name of a method of its watch or ``"snapshot"``, and the arguments."""
+RESULTS, KEPT = "[!.]*", f"{SNAPSHOTS}/[!.]*"
+"""Files of a job that are not just being written."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,15 @@ class Parcel:
     """A job as it travels, but for its task, which many jobs share.
 
     Attributes:
-        attempt: distinguishes this attempt from any other.
         conditions: of the driver.
-        code: what ``execution.code_of`` is where the run was started.
+        code: what ``provenance.code_of`` is where the run was started.
         network: the file of ``conditions.allow_code`` that the network comes from, counted from 0, and its function.
         modules: contents of these files.
         snapshots: of the attempt before this one.
         workers: as the user wants them, for what the job reserves.
+        request: there is an answer to this once the job shall stop.
     """
 
-    attempt: str
     job: Job
     key: str
     variant: str
@@ -90,21 +89,15 @@ class Parcel:
     modules: tuple[bytes, ...]
     snapshots: Files
     workers: Workers
-
-    @property
-    def cpus(self) -> int:
-        """Cores that it reserves."""
-        return self.workers.cpus_per_job or 1
+    request: ray.ObjectRef
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What comes back; ``error`` and ``log`` of a job that could not be run."""
+    """What comes back at last, of a job that has a record or was asked to stop."""
 
-    kind: Literal["recorded", "failed", "interrupted"]
+    recorded: bool
     files: Files
-    error: str = ""
-    log: str = ""
 
 
 # In the driver --------------------------------------------------------------------------------------------
@@ -115,14 +108,12 @@ class _Sent:
     """A job that is under way, or waits in the cluster for its turn.
 
     Attributes:
-        node: where it runs, once it has started.
         deadline: on the clock ``time.perf_counter``, once it has started.
     """
 
     item: PlacedJob
-    answer: ray.ObjectRef
-    node: str = ""
-    deadline: float | None = None
+    started: bool = False
+    deadline: float = math.inf
 
 
 class RayCluster(Executor):
@@ -136,10 +127,8 @@ class RayCluster(Executor):
         super().__init__(conditions, watch, stop)
         self._workers = workers
         self._cpus, self._gpus = workers.cpus_per_job or 1, workers.gpus_per_job or 0.0
-        self._sent: dict[str, _Sent] = {}
+        self._sent: dict[ray.ObjectRefGenerator, _Sent] = {}
         self._tasks: dict[int, ray.ObjectRef] = {}
-        self._number = 0
-        self._capacity = 0, -math.inf
         with ExitStack() as opening:
             opening.enter_context(_quietly())
             opening.enter_context(_connected(workers.address))
@@ -149,17 +138,17 @@ class RayCluster(Executor):
                     f"no machine of the Ray cluster has what a job reserves (cores: {self._cpus}{gpus}); lower "
                     "--cpus-per-job or --gpus-per-job, or add machines"
                 )
-            self._mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, resources={HEAD: 0.001}).remote()
-            self._run = ray.remote(run_parcel).options(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0)
+            self._requests = Queue(actor_options={"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1})
+            self._request = self._requests.actor.get.remote()
+            self._run = ray.remote(run_parcel).options(
+                num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0, num_returns="streaming"
+            )
             opening.enter_context(stop.deferred())
             self._open = opening.pop_all()
 
     @property
     def slots(self) -> int:
-        places, looked = self._capacity
-        if time.perf_counter() - looked > CAPACITY_SECONDS:
-            places = self._places()
-            self._capacity = places, time.perf_counter()
+        places = self._places()
         return max(1, min(places, self._workers.jobs or places))
 
     def _places(self) -> int:
@@ -179,11 +168,8 @@ class RayCluster(Executor):
         from bayes_bench.jobs.provenance import code_of
 
         if id(item.task) not in self._tasks:
-            self._tasks[id(item.task)] = ray.put(pickle.dumps(item.task))
-        self._number += 1
-        attempt = f"{item.key}-{self._number}"
+            self._tasks[id(item.task)] = ray.put(item.task)
         parcel = Parcel(
-            attempt,
             item.job,
             item.key,
             item.variant,
@@ -191,75 +177,73 @@ class RayCluster(Executor):
             code_of(item.job, self.conditions.allow_code),
             _module_of_network(item.job, self.conditions.allow_code),
             tuple(path.read_bytes() for path in self.conditions.allow_code),
-            _contents(item.folder, f"{SNAPSHOTS}/*"),
+            _contents(item.folder, KEPT),
             self._workers,
+            self._request,
         )
-        answer = self._run.remote(parcel, self._tasks[id(item.task)], self._mailbox)
-        self._sent[attempt] = _Sent(item, answer)
+        self._sent[self._run.remote(parcel, self._tasks[id(item.task)])] = _Sent(item)
 
     def wait(self) -> list[Outcome]:
         if self.stop.requested:
-            self._mailbox.stop.remote()
-            for sent in self._sent.values():
-                if not sent.node:
-                    ray.cancel(sent.answer, force=True)
-        answers = {sent.answer: attempt for attempt, sent in self._sent.items()}
-        done, _ = ray.wait(list(answers), timeout=POLL_SECONDS)
-        self._read_mail()  # a job's last letter comes before its answer
-        outcomes = [self._outcome(self._sent.pop(answers[answer])) for answer in done]
-        for attempt, sent in list(self._sent.items()):
-            if sent.deadline is not None and time.perf_counter() > sent.deadline:
-                del self._sent[attempt]
-                ray.cancel(sent.answer, force=True)
+            self._requests.actor.put_nowait.remote(None)
+            for stream, sent in self._sent.items():
+                if not sent.started:
+                    _cancel(stream)
+        ray.wait(list(self._sent), timeout=POLL_SECONDS)
+        spoken, _ = ray.wait(list(self._sent), num_returns=len(self._sent), timeout=0)
+        outcomes = [outcome for stream in spoken if (outcome := self._hear(stream))]
+        for stream, sent in list(self._sent.items()):
+            if time.perf_counter() > sent.deadline:
+                del self._sent[stream]
+                _cancel(stream)
                 sentence = f"not finished after {self._workers.timeout:g} s"
                 error = f"TimeoutError: {sentence}; raise --timeout"
                 outcomes.append(Outcome(sent.item, "failed", error=error, log=f"{sentence}; its process was ended"))
         return outcomes
 
-    def _read_mail(self) -> None:
-        try:
-            letters = ray.get(self._mailbox.empty.remote(), timeout=ANSWER_SECONDS)
-        except (trouble.RayActorError, trouble.GetTimeoutError):
-            return  # it is being restarted; what it held is lost, and the next letters say more than those
-        for attempt, what, content in letters:
-            sent = self._sent.get(attempt)
-            if sent is None:
-                continue
+    def _hear(self, stream: ray.ObjectRefGenerator) -> Outcome | None:
+        """What a job has told last; what became of it, if that is known."""
+        sent = self._sent[stream]
+        news = self._next(stream, sent.item)
+        if isinstance(news, Outcome):
+            del self._sent[stream]
+            return news
+        for what, *content in news:
             match what:
                 case "started":
-                    (sent.node,) = content
-                    timeout = self._workers.timeout
-                    sent.deadline = None if timeout is None else time.perf_counter() + timeout
+                    sent.started, sent.deadline = True, time.perf_counter() + (self._workers.timeout or math.inf)
                     self.watch(sent.item).started()
                 case "progress":
                     self.watch(sent.item).progress(*content)
                 case "message":
                     self.watch(sent.item).message(*content)
                 case "snapshot":
-                    name, data = content
-                    self._keep(sent.item, {name: data})
+                    self._keep(sent.item, *content)
+        return None
 
-    def _outcome(self, sent: _Sent) -> Outcome:
-        item = sent.item
+    def _next(self, stream: ray.ObjectRefGenerator, item: PlacedJob) -> list[Letter] | Outcome:
+        """The letters that Ray has brought, or what became of the job."""
         try:
-            delivery: Delivery = ray.get(sent.answer)
-        except trouble.TaskCancelledError:
+            news: list[Letter] | Delivery = ray.get(next(stream))
+        except (StopIteration, trouble.TaskCancelledError):
             return Outcome(item, "interrupted")
         except (trouble.NodeDiedError, trouble.ObjectLostError) as error:
             return Outcome(item, "lost", error="its machine was lost", log=str(error))
         except trouble.OutOfMemoryError as error:
             return Outcome(item, "crashed", error="its machine ran out of memory", log=str(error))
         except trouble.WorkerCrashedError as error:
-            if sent.node and not any(node["Alive"] and node["NodeID"] == sent.node for node in ray.nodes()):
-                return Outcome(item, "lost", error="its machine was lost", log=str(error))
             return Outcome(item, "crashed", error="its process died", log=str(error))
         except trouble.RayError as error:
-            # Most of all: a machine without this package, or with another Python.
-            return Outcome(item, "failed", error=named(error), log=str(error))
-        if delivery.kind == "recorded":
-            return Outcome(item, "recorded", write_files(item.folder, delivery.files))
-        self._keep(item, delivery.files)
-        return Outcome(item, delivery.kind, error=delivery.error, log=delivery.log)
+            # Most of all: a machine with other code, without this package, or with another Python.
+            cause, uncoloured = getattr(error, "cause", None) or error, re.sub(r"\x1b\[\d+m", "", str(error))
+            return Outcome(item, "failed", error=named(cause), log=uncoloured)
+        if not isinstance(news, Delivery):
+            return news
+        if news.recorded:
+            return Outcome(item, "recorded", write_files(item.folder, news.files))
+        self._keep(item, news.files)
+        _cancel(stream)  # it may still compute
+        return Outcome(item, "interrupted")
 
     def _keep(self, item: PlacedJob, snapshots: Files) -> None:
         try:
@@ -269,12 +253,17 @@ class RayCluster(Executor):
             self.watch(item).message(f"has a snapshot that cannot be kept here ({error})")
 
     def close(self) -> None:
-        for sent in self._sent.values():
-            with suppress(trouble.RayError):
-                ray.cancel(sent.answer, force=True)
+        for stream in self._sent:
+            _cancel(stream)
         self._sent.clear()
         with suppress(trouble.RayError):
-            ray.kill(self._mailbox)  # no error where it has ended before
+            self._requests.shutdown(force=True)  # no error where it has ended before
+
+
+def _cancel(stream: ray.ObjectRefGenerator) -> None:
+    """Take a job back that waits, and end the process of one that runs."""
+    with suppress(trouble.RayError, TypeError):  # Ray 2.9 has the latter for a task that it no longer knows
+        ray.cancel(stream, force=True)
 
 
 def _module_of_network(job: Job, allow_code: tuple[Path, ...]) -> tuple[int, str] | None:
@@ -342,141 +331,87 @@ class _WithoutRay:
         return getattr(self._stream, name)
 
 
-# Between them ---------------------------------------------------------------------------------------------
-
-
-class Mailbox:
-    """A Ray actor: letters of the jobs to the driver, and the driver's request to stop."""
-
-    def __init__(self) -> None:
-        self._letters: list[tuple[str, str, tuple[Any, ...]]] = []
-        self._stop = False
-
-    def post(self, attempt: str, letters: list[tuple[str, tuple[Any, ...]]]) -> bool:
-        """Leave letters; is the job asked to stop?"""
-        self._letters += [(attempt, *letter) for letter in letters]
-        return self._stop
-
-    def empty(self) -> list[tuple[str, str, tuple[Any, ...]]]:
-        """All letters since the last time: attempt, kind and content of each."""
-        letters, self._letters = self._letters, []
-        return letters
-
-    def stop(self) -> None:
-        """Ask all jobs to stop."""
-        self._stop = True
-
-
-class Courier:
-    """Takes a job's letters to the mailbox, and every now and then its progress and new snapshots, in its own thread.
-
-    Args:
-        folder: of the job.
-        request: told when the driver asks the job to stop.
-    """
-
-    def __init__(self, mailbox: Any, attempt: str, folder: Path, request: StopRequest):
-        self._mailbox, self._attempt, self._folder, self._request = mailbox, attempt, folder, request
-        self._lock = threading.Lock()
-        self._letters: list[tuple[str, tuple[Any, ...]]] = []
-        self._progress: tuple[Any, ...] | None = None
-        self._seen: dict[Path, tuple[int, int]] = {path: _version(path) for path in self._snapshots()}
-        self._wake, self._closing = threading.Event(), False
-        self._thread = threading.Thread(target=self._rounds, daemon=True)
-
-    def say(self, what: str, *content: Any) -> None:
-        """Of progress only the latest counts."""
-        if what == "progress":
-            self._progress = content
-            return
-        with self._lock:
-            self._letters.append((what, content))
-        self._wake.set()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._closing = True
-        self._wake.set()
-        self._thread.join()
-        with suppress(trouble.RayError):
-            self._deliver()
-
-    def _rounds(self) -> None:
-        asked = False
-        while not self._closing:
-            with suppress(trouble.RayError):  # the mailbox is being restarted
-                if self._deliver() and not asked and not self._closing:
-                    asked = True
-                    self._request.ask()
-            self._wake.wait(POLL_SECONDS)
-            self._wake.clear()
-
-    def _deliver(self) -> bool:
-        with self._lock:
-            letters, self._letters = self._letters, []
-        if (progress := self._progress) is not None:
-            letters.append(("progress", progress))
-            self._progress = None
-        for path in self._snapshots():
-            with suppress(OSError):  # it has just been replaced or removed
-                version = _version(path)
-                if self._seen.get(path) != version:
-                    letters.append(("snapshot", (f"{SNAPSHOTS}/{path.name}", path.read_bytes())))
-                    self._seen[path] = version
-        # Not ray.get, which may give a job's cores away while it waits.
-        return bool(self._mailbox.post.remote(self._attempt, letters).future().result(ANSWER_SECONDS))
-
-    def _snapshots(self) -> list[Path]:
-        return [path for path in self._folder.glob(f"{SNAPSHOTS}/*") if not path.name.startswith(".")]
-
-
-def _version(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
-
-
 def _contents(folder: Path, *patterns: str) -> Files:
-    paths = [path for pattern in patterns for path in folder.glob(pattern)]
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in paths
-        if path.is_file() and not path.name.startswith(".")
-    }
+    paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 # In a worker ----------------------------------------------------------------------------------------------
 
 
-def run_parcel(parcel: Parcel, task: bytes, mailbox: Any) -> Delivery:
-    """Run a job on a machine of the cluster."""
+def run_parcel(parcel: Parcel, task: Task) -> Iterator[list[Letter] | Delivery]:
+    """Run a job on a machine of the cluster: what it tells, and at last what it delivers."""
     _sweep()
     with (
         tempfile.TemporaryDirectory(prefix=FOLDERS, ignore_cleanup_errors=True) as temporary,
         filelock.FileLock(Path(temporary) / LOCK),
     ):
         folder = Path(temporary) / "job"
+        for name, content in parcel.snapshots.items():
+            write_bytes(folder / name, content)
+        news, stop = _News(folder), Stop()
+        job = ThreadPoolExecutor(1).submit(_run, parcel, task, folder, Path(temporary) / "code", news.watch, stop)
         try:
-            _run(parcel, pickle.loads(task), mailbox, folder, Path(temporary) / "code")
+            yield from _told(job, news, stop, parcel.request.future())
+            recorded = True
         except KeyboardInterrupt:
-            if not (folder / RECORD).is_file():
-                return Delivery("interrupted", _contents(folder, f"{SNAPSHOTS}/*"))
-        except Exception as error:
-            return Delivery("failed", {}, named(error), traceback.format_exc())
-        return Delivery("recorded", _contents(folder, "*", f"{SNAPSHOTS}/*"))
+            recorded = (folder / RECORD).is_file()
+        delivery = Delivery(recorded, _contents(folder, *[RESULTS, KEPT] if recorded else [KEPT]))
+    yield delivery
+    wait([job])  # one that was not waited for ends with this process, which the driver ends
 
 
-def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> None:
+def _told(job: Future[None], news: _News, stop: Stop, request: Future[None]) -> Iterator[list[Letter]]:
+    """All that a job tells until it ends.
+
+    Raises:
+        KeyboardInterrupt: it was asked to stop, and has ended or had no snapshot to finish.
+    """
+    while not job.done():
+        wait([job], POLL_SECONDS)
+        if letters := news.letters():
+            yield letters
+        if request.done() and not request.exception() and not stop.requested:
+            stop.request()
+    job.result()
+
+
+class _News:
+    """What there is to tell of a job.
+
+    Args:
+        folder: of the job; snapshots that it holds already are no news.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._told: SimpleQueue[Letter] = SimpleQueue()
+        self._seen: set[tuple[str, int, int]] = set()
+        self.watch = Told(lambda *letter: self._told.put(letter))
+        self.letters()
+
+    def letters(self) -> list[Letter]:
+        """Those since the last time, of progress only the latest, and new snapshots."""
+        told = [self._told.get() for _ in range(self._told.qsize())]
+        letters = [letter for letter in told if letter[0] != "progress"]
+        letters += [letter for letter in told if letter[0] == "progress"][-1:]
+        for path in self._folder.glob(KEPT):
+            with suppress(OSError):  # it has just been replaced or removed
+                status = path.stat()
+                version = path.name, status.st_mtime_ns, status.st_size
+                if version not in self._seen:
+                    letters.append(("snapshot", {f"{SNAPSHOTS}/{path.name}": path.read_bytes()}))
+                    self._seen.add(version)
+        return letters
+
+
+def _run(parcel: Parcel, task: Task, folder: Path, code: Path, watch: Watch, stop: Stop) -> None:
     from bayes_bench.jobs.execute import default_threads, execute
     from bayes_bench.jobs.job import PlacedJob
     from bayes_bench.jobs.provenance import code_of
     from bayes_bench.posterior.surroundings import warm_up
     from bayes_bench.tasks.network import build_network
 
-    for name, content in parcel.snapshots.items():
-        write_bytes(folder / name, content)
     modules = []
     for number, (path, content) in enumerate(zip(parcel.conditions.allow_code, parcel.modules, strict=True)):
         modules.append(code / str(number) / path.name)
@@ -496,15 +431,13 @@ def _run(parcel: Parcel, task: Task, mailbox: Any, folder: Path, code: Path) -> 
     task = replace(task, spec=task.spec.model_copy(update=here))
     job = parcel.job.model_copy(update={"task": parcel.job.task.model_copy(update=here)})
     item = PlacedJob(job, task, parcel.key, parcel.variant, folder)
-    threads = parcel.conditions.threads or min(default_threads(task), parcel.cpus)
+    threads = parcel.conditions.threads or min(default_threads(task), parcel.workers.cpus_per_job or 1)
     conditions = replace(
         parcel.conditions, threads=threads, allow_code=tuple(modules), parallel_jobs=_neighbours(parcel.workers)
     )
-    request = StopRequest()
-    with request.heard() as stop, Courier(mailbox, parcel.attempt, folder, request) as courier:
-        warm_up()
-        courier.say("started", ray.get_runtime_context().get_node_id())
-        execute(item, conditions, Told(courier.say), stop)
+    warm_up()
+    watch.started()
+    execute(item, conditions, watch, stop)
 
 
 def _neighbours(workers: Workers) -> int:

@@ -1,4 +1,4 @@
-"""What a job's surroundings need in every kind of worker: passing progress on, and being asked to stop by the driver.
+"""What a job's surroundings need in a worker: passing progress on, and being asked to stop by the driver.
 
 The driver is the process in which the user started the run. Imports no torch.
 """
@@ -61,10 +61,9 @@ class StopRequest:
         self._stop = stop = Stop()
         before = signal.signal(signal.SIGINT, self._handle)
         try:
-            with _unblocked(signal.SIGINT):
-                if self._asked:
-                    stop.request()
-                yield stop
+            if self._asked:
+                stop.request()
+            yield stop
         finally:
             self._stop = None
             signal.signal(signal.SIGINT, before)
@@ -73,16 +72,3 @@ class StopRequest:
         if self._asked and (stop := self._stop):
             self._stop = None
             stop.request()
-
-
-@contextmanager
-def _unblocked(number: signal.Signals) -> Iterator[None]:
-    """Within it this thread gets the signal, which Ray keeps from its workers."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
