@@ -23,8 +23,8 @@ from .posterior.predictive import ValuePrediction as ValuePrediction
 from .posterior.predictive import summarise_classes as summarise_classes
 from .posterior.predictive import summarise_values as summarise_values
 from .posterior.prior import GaussianPrior as GaussianPrior
-from .posterior.stacked import InputScaled as InputScaled
-from .posterior.stacked import StackedNetwork as StackedNetwork
+from .posterior.stacked.network import StackedNetwork as StackedNetwork
+from .posterior.stacked.scaled import InputScaled as InputScaled
 from .posterior.training import FitSummary as FitSummary
 from .posterior.training import HasState as HasState
 from .posterior.training import Monitor as Monitor

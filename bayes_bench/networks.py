@@ -1,4 +1,4 @@
-"""Target networks: plain ``nn.Sequential`` models built from a ``NetworkSpec``. Imported by tasks and by users.
+"""Target networks: plain ``nn.Sequential`` models.
 
 No dropout and no batch normalisation: a target network is a pure function of (weights, x).
 """

@@ -1,4 +1,4 @@
-"""Any installed method as a scikit-learn classifier or regressor for tables of numbers; imported by users alone.
+"""Any installed method as a scikit-learn classifier or regressor for tables of numbers.
 
 Example::
 
@@ -38,7 +38,7 @@ from bayes_bench.posterior.checks import resolve_device
 from bayes_bench.posterior.examples import Examples, FitData
 from bayes_bench.posterior.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
 from bayes_bench.posterior.prior import GaussianPrior
-from bayes_bench.posterior.stacked import StackedNetwork
+from bayes_bench.posterior.stacked.network import StackedNetwork
 from bayes_bench.posterior.stored import read_note
 from bayes_bench.posterior.surroundings import is_small, limited_threads
 from bayes_bench.tasks.network import build_network

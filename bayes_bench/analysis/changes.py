@@ -1,4 +1,4 @@
-"""What changed between two runs, and whether it is more than noise. Imported by the command line; imports no torch."""
+"""What changed between two runs, and whether it is more than noise."""
 
 from __future__ import annotations
 

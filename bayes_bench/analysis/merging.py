@@ -1,4 +1,4 @@
-"""Several run folders as one, for a common page. Imported by the command line; imports no torch."""
+"""Several run folders as one, for a common page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks of methods across tasks, after Demšar (JMLR 2006). Imported by the report; imports no torch.
+"""Ranks of methods across tasks, after Demšar (JMLR 2006).
 
 Letters: k methods, n tasks.
 """

@@ -1,4 +1,4 @@
-"""Executes a Python file that the user has named; imported by those who look for methods and networks in such files."""
+"""Executes a Python file that the user has named: a method or a network that is looked for there."""
 
 from __future__ import annotations
 

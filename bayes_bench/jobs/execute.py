@@ -1,4 +1,4 @@
-"""One job: fit, draw once, predict, measure, and write its record. Imported by the runner, its executors and tuning.
+"""One job: fit, draw once, predict, measure, and write its record.
 
 Letters: S networks drawn, N examples, K outputs, D target dimensions, P parameters or points of a curve.
 """

@@ -1,4 +1,4 @@
-"""The images that a job keeps for its report: of every set the most and the least uncertain. Imported by execution."""
+"""The images that a job keeps for its report: of every set the most and the least uncertain."""
 
 from __future__ import annotations
 

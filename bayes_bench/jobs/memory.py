@@ -1,4 +1,4 @@
-"""What memory a job needs at least, from its sizes alone, before it starts. Imported by ``execution``.
+"""What memory a job needs at least, from its sizes alone, before it starts.
 
 A lower bound: what it calls impossible is impossible. It leaves out the libraries (about 0.5 GB), gradients of
 activations, and whatever a method holds that it does not tell (``WeightPosterior._networks_held``).

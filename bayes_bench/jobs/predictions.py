@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bayes_bench.networks import layer_names
 from bayes_bench.posterior.base import WeightPosterior, WeightSamples
 from bayes_bench.posterior.likelihood import RESERVED
-from bayes_bench.posterior.stacked import take
+from bayes_bench.posterior.stacked.scaled import take
 from bayes_bench.tasks.task import Standardiser, Task
 
 OUTPUT_BYTES = 64 * 2**20

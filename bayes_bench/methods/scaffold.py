@@ -1,4 +1,4 @@
-"""Writes the package of a new method, from the example plug-in; imported by the command line alone."""
+"""Writes the package of a new method, from the example plug-in."""
 
 from __future__ import annotations
 

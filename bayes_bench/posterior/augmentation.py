@@ -1,4 +1,4 @@
-"""Random changes of training images, a whole batch at once and on its device. Imported by examples and tasks."""
+"""Random changes of training images, a whole batch at once and on its device."""
 
 from __future__ import annotations
 

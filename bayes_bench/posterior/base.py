@@ -41,7 +41,8 @@ from bayes_bench.posterior.predictive import (
 )
 from bayes_bench.posterior.prior import GaussianPrior
 from bayes_bench.posterior.snapshots import Snapshots
-from bayes_bench.posterior.stacked import StackedNetwork, take_networks
+from bayes_bench.posterior.stacked.network import StackedNetwork
+from bayes_bench.posterior.stacked.scaled import take_networks
 from bayes_bench.posterior.stored import bounded_memory, read_about, read_posterior, write_posterior
 from bayes_bench.posterior.training import FitSummary, Monitor, SnapshotMismatchError, TrainingLoop
 from bayes_bench.posterior.validation import prediction_scores, weight_spreads

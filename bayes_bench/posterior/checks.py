@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bayes_bench.errors import DataError, DivergenceError, PluginError, UnsupportedNetworkError, UsageError
 from bayes_bench.posterior.examples import FitData
 from bayes_bench.posterior.likelihood import RESERVED, Likelihood
-from bayes_bench.posterior.stacked import InputScaled
+from bayes_bench.posterior.stacked.scaled import InputScaled
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""Labelled examples: what methods train on. Imported by every method."""
+"""Labelled examples: what methods train on."""
 
 from __future__ import annotations
 

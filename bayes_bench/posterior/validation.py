@@ -12,7 +12,7 @@ from bayes_bench.networks import layer_names
 from bayes_bench.posterior.examples import Examples
 from bayes_bench.posterior.likelihood import RESERVED, Likelihood
 from bayes_bench.posterior.predictive import log_mixture_nll, summarise_classes, summarise_values
-from bayes_bench.posterior.stacked import StackedNetwork
+from bayes_bench.posterior.stacked.network import StackedNetwork
 
 
 @torch.no_grad()

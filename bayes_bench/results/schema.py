@@ -131,7 +131,7 @@ class NamedSet(Part):
 
 
 class ClaimSchema(Part):
-    """A published number, as ``suite.PublishedSpec``."""
+    """A published number, as ``tasks.spec.PublishedSpec``."""
 
     method: Name
     metric: Short

@@ -37,7 +37,7 @@ from bayes_bench.posterior.examples import Examples, FitData
 from bayes_bench.posterior.likelihood import LOG_NOISE, Categorical, Gaussian, Likelihood
 from bayes_bench.posterior.prior import GaussianPrior
 from bayes_bench.posterior.snapshots import Snapshots
-from bayes_bench.posterior.stacked import InputScaled
+from bayes_bench.posterior.stacked.scaled import InputScaled
 from bayes_bench.posterior.training import FitSummary
 from bayes_bench.settings import MethodConfig
 

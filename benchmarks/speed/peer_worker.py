@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from bayes_bench import Categorical, Examples, FitData
 from bayes_bench.networks import convnet, mlp
-from bayes_bench.posterior.stacked import StackedNetwork
+from bayes_bench.posterior.stacked.network import StackedNetwork
 from bayes_bench_baselines.dropout.mcdropout import MCDropout
 from bayes_bench_baselines.ensembles.config import DeepEnsembleConfig
 from bayes_bench_baselines.ensembles.ensemble import DeepEnsemble

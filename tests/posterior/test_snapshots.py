@@ -133,7 +133,9 @@ def test_a_snapshot_is_not_read_through_a_link(tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "elsewhere")
     told: list[str] = []
     assert snapshots(tmp_path, tell=told.append).load(1) is None
-    assert told == [f"does not use its snapshot: {path} is a symbolic link, which a run folder must not hold"]
+    assert told == [
+        f"does not use its snapshot: {path} is a symbolic link, which such a folder must not hold; remove it"
+    ]
 
 
 def test_a_snapshot_of_something_else_is_not_used(tmp_path: Path) -> None:

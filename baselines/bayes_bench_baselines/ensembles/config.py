@@ -1,4 +1,4 @@
-"""Settings of the baselines; imports no torch, so that help and errors in arguments are instant."""
+"""Settings of MAP and of ensembles; imports no torch, so that help and errors in arguments are instant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repulsion: keeps the predictions of generated networks apart away from the data. Imported by ``hypergan`` alone.
+"""Repulsion: keeps the predictions of generated networks apart away from the data.
 
 In the spirit of Jain, Liu, Mueller & Gifford, *Maximizing Overall Diversity for Improved Uncertainty Estimates in Deep
 Ensembles*, AAAI 2020, arXiv:1906.07380, whose diversity is another one.

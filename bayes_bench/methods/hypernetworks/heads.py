@@ -1,6 +1,6 @@
 """Heads: the last layer of a generator, from its hidden units to all weights of one layer of the target network.
 
-Imported by ``generators`` alone. Every head takes ``[S, width]`` whose rows have length √width and gives ``[S, size]``
+Every head takes ``[S, width]`` whose rows have length √width and gives ``[S, size]``
 that starts with mean 0 and standard deviation 1, of which the share ``diversity`` differs between codes and the rest
 is one random network for all.
 """

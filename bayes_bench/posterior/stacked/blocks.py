@@ -1,4 +1,4 @@
-"""How many networks and examples are evaluated at once. Imported by ``network`` alone; pure arithmetic.
+"""How many networks and examples are evaluated at once. Pure arithmetic.
 
 Blocks follow from shapes, the device and the memory limit, never from timings: results repeat. On a CPU a block's
 intermediate values should stay in the cache, and one network with many examples is already enough work for one

@@ -1,4 +1,4 @@
-"""``InputScaled``: S copies of one weight, each with its inputs scaled, kept as two factors. Imported by methods."""
+"""``InputScaled``: S copies of one weight, each with its inputs scaled, kept as two factors."""
 
 from __future__ import annotations
 
