@@ -8,8 +8,10 @@ from .dropout.config import MCDropoutConfig as MCDropoutConfig
 from .dropout.mcdropout import MCDropout as MCDropout
 from .ensembles.config import DeepEnsembleConfig as DeepEnsembleConfig
 from .ensembles.config import MAPConfig as MAPConfig
+from .ensembles.config import SWAGConfig as SWAGConfig
 from .ensembles.ensemble import DeepEnsemble as DeepEnsemble
 from .ensembles.map import MAP as MAP
+from .ensembles.swag import SWAG as SWAG
 from .laplace.config import LaplaceConfig as LaplaceConfig
 from .laplace.laplace import Laplace as Laplace
 from .variational.config import MNFConfig as MNFConfig

@@ -50,3 +50,32 @@ class DeepEnsembleConfig(MethodConfig):
     patience: int | None = setting(
         None, "stop after so many validations (of 20) without a better one; none: never", gt=0
     )
+
+
+class SWAGConfig(MAPConfig):
+    """SWAG: a Gaussian around the networks that SGD visits after training; with several `members` MultiSWAG.
+
+    Trains as `map` does, then goes on with SGD at a constant learning rate and collects mean, variances and the last
+    deviations from the mean. Members are independent and share the budget; a sample is of one of them.
+    """
+
+    reference: ClassVar[str] = "Maddox et al., NeurIPS 2019, arXiv:1902.02476; MultiSWAG: Wilson & Izmailov, 2020"
+
+    members: int = setting(
+        1, "independent Gaussians; more than one is MultiSWAG", source="MultiSWAG: 5", gt=0, memory=True
+    )
+    collect_share: float = setting(
+        0.25, "share of the budget for the networks that are collected", source="paper: 0.46 to 0.5", gt=0, lt=1
+    )
+    collect: int = setting(40, "networks collected, evenly over that share", gt=1)
+    rank: int = setting(
+        20, "last deviations kept: the rank of the covariance's low-rank part", source="paper: 20", gt=1, memory=True
+    )
+    sgd_learning_rate: float = setting(
+        0.01, "constant, of SGD with momentum 0.9 while networks are collected", tune=Range(1e-3, 0.1, log=True), gt=0
+    )
+    scale: float = setting(
+        1.0, "of the covariance, by which weights are drawn; 1 is half the diagonal and half the low-rank part",
+        source="paper: 1", tune=(0.5, 1.0), ge=0,
+    )  # fmt: skip
+    validation_networks: int = setting(10, "networks drawn for each validation", gt=1, memory=True)
