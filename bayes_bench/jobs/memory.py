@@ -67,14 +67,15 @@ def estimate(posterior: WeightPosterior, task: Task, budget: int, networks: int,
     Raises:
         BayesBenchError: what ``_networks_held`` raises where the method cannot fit within the budget.
     """
-    held = posterior._networks_held(networks, task.fit_data, budget)
+    held = posterior._networks_held(networks, posterior.as_seen(task.fit_data), budget)
     # Of a method that stores fewer than it may where the budget is small, those that it is sure to store.
     drawn = networks if posterior.support is None else int(held.draw)
     inputs = [part.inputs() for part in task.sets.values()]
     data = Need("data", sum(map(_size, _tensors(task))), "give the task fewer examples")
     predictions = _predictions(posterior, inputs, drawn)
     largest = max(inputs, key=len)
-    block = posterior.stacked.block_bytes(drawn, largest, device)
+    one = posterior.features(largest[:1])
+    block = posterior.stacked.block_bytes(drawn, one.expand(len(largest), *one.shape[1:]), device)
 
     def networks_part(count: float) -> Need:
         names = fields_told(type(posterior.config), "memory", True)
@@ -104,7 +105,7 @@ def estimate(posterior: WeightPosterior, task: Task, budget: int, networks: int,
 
 def stored_bytes(posterior: WeightPosterior, task: Task, budget: int, networks: int) -> float:
     """What a job's predictions and posterior take on disk."""
-    held = posterior._networks_held(networks, task.fit_data, budget)
+    held = posterior._networks_held(networks, posterior.as_seen(task.fit_data), budget)
     inputs = [part.inputs() for part in task.sets.values()]
     return _predictions(posterior, inputs, networks) + held.state * posterior.network_bytes
 

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ from bayes_bench.errors import (
 )
 from bayes_bench.host import plugins
 from bayes_bench.host.machine import memory_bytes
-from bayes_bench.posterior.checks import check_data, check_draw, digest, prepare_network, resolve_device
+from bayes_bench.posterior.backbone import Backbone
+from bayes_bench.posterior.checks import check_data, check_draw, digest, resolve_device
 from bayes_bench.posterior.examples import Examples, FitData
 from bayes_bench.posterior.likelihood import Likelihood
 from bayes_bench.posterior.predictive import (
@@ -38,6 +40,16 @@ from bayes_bench.posterior.predictive import (
     ValuePrediction,
     ValueReducer,
     concatenate,
+)
+from bayes_bench.posterior.preparation import (
+    BatchNorm,
+    Bayesian,
+    Start,
+    is_batch_norm,
+    last_layer,
+    looks_trained,
+    prepare_network,
+    reset,
 )
 from bayes_bench.posterior.prior import GaussianPrior
 from bayes_bench.posterior.snapshots import Snapshots
@@ -65,6 +77,9 @@ class Held(NamedTuple):
     drawing: float = 0
 
 
+DEFAULTS = ("fresh", "all", None)
+"""Of ``start``, ``bayesian`` and ``batch_norm``: a file does not name them."""
+
 WeightSamples = dict[str, Tensor]
 """Name → ``[S, *shape]``: names and shapes of ``network.named_parameters()``, and the likelihood's reserved entries."""
 
@@ -73,13 +88,21 @@ class WeightPosterior(ABC):
     """A distribution over the weights of one network.
 
     Args:
-        network: any ``nn.Module`` that is a pure function of (weights, x). It is copied, never changed.
+        network: any ``nn.Module`` that in evaluation mode is a pure function of (weights, x). It is copied, never
+            changed.
         likelihood: what the outputs mean.
         prior: Gaussian over the weights; methods that ignore it say so in ``uses_prior``.
         config: the method's settings; defaults when left out.
+        start: where a fit begins: ``"fresh"`` at new initial weights, ``"given"`` at those of the network.
+        bayesian: which parameters are random: ``"all"``; ``"last"``, those of the last layer, for which what the
+            network computes before it is computed once for all networks; or patterns of names, such as
+            ``["layer4.*", "fc"]``. The others stay as they are given.
+        batch_norm: what batch normalisation becomes: ``"frozen"``, an affine map by its running statistics (the
+            default with given weights), or ``"group"``, group normalisation (the default for a fresh start).
 
     Raises:
-        UnsupportedNetworkError: the network keeps batch statistics, or the method cannot handle a layer.
+        UnsupportedNetworkError: the network normalises over the batch, or the method cannot handle a layer.
+        UsageError: an option has no such value, or no parameter is called so.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -93,10 +116,19 @@ class WeightPosterior(ABC):
         likelihood: Likelihood,
         prior: GaussianPrior | None = None,
         config: MethodConfig | None = None,
+        *,
+        start: Start = "fresh",
+        bayesian: Bayesian = "all",
+        batch_norm: BatchNorm | None = None,
     ):
         if config is not None and not isinstance(config, self.Config):
             raise UsageError(f"{type(self).__name__} needs a {self.Config.__name__}, got {type(config).__name__}")
-        self.network = prepare_network(network)
+        self.start, self.bayesian, self.batch_norm = start, bayesian, batch_norm
+        whole = prepare_network(network, start=start, batch_norm=batch_norm, bayesian=bayesian)
+        self.backbone = Backbone(whole, last_layer(whole)) if bayesian == "last" else None
+        """What comes before the last layer, where that alone is random: ``network`` is then the last layer."""
+        self.network = self.backbone.head() if self.backbone else whole
+        self._norms_replaced = sum(map(is_batch_norm, network.modules())) - sum(map(is_batch_norm, whole.modules()))
         self.likelihood = likelihood
         self.prior = prior or GaussianPrior()
         self.config: Any = config or self.Config()
@@ -111,7 +143,8 @@ class WeightPosterior(ABC):
             **likelihood.initial_parameters(),
         }
         """Starting value of every parameter that a method treats, by name."""
-        self.shapes = {name: value.shape for name, value in (self.initial | self.frozen).items()}
+        known = {**self.initial, **self.frozen, **self._backbone_parameters()}
+        self.shapes = {name: value.shape for name, value in known.items()}
         if not self.initial:
             raise UnsupportedNetworkError("the network has no trainable parameter; set requires_grad on some")
 
@@ -199,11 +232,12 @@ class WeightPosterior(ABC):
         self.check_fit(data, budget)
         self.fitted = False  # a fit that fails leaves no half-trained posterior behind
         self._to_device(resolved)
-        data = data.to(resolved)
+        notes = self._notes(data)
+        data = self.backbone.fit_data(data, resolved) if self.backbone else data.to(resolved)
         if isinstance(snapshots, str | os.PathLike):
             about = {"seed": seed, "budget": budget, "device": str(resolved), "torch": torch.__version__}
             snapshots = Snapshots(Path(snapshots), self._identity(data) | about)
-        loop = self._run_fit(data, budget, seed, monitor, snapshots)
+        loop = self._run_fit(data, budget, seed, monitor, snapshots, notes)
         # The draw proves that the method works and that its weights are finite before anything is stored.
         self._draw(8, seed)
         self.fitted = True
@@ -223,13 +257,20 @@ class WeightPosterior(ABC):
         }
 
     def _run_fit(
-        self, data: FitData, budget: int, seed: int, monitor: Monitor | None, snapshots: Snapshots | None
+        self,
+        data: FitData,
+        budget: int,
+        seed: int,
+        monitor: Monitor | None,
+        snapshots: Snapshots | None,
+        notes: list[str],
     ) -> TrainingLoop:
         if snapshots is not None:
             snapshots.begin()
         while True:
             rng = torch.Generator().manual_seed(seed)
             loop = TrainingLoop(budget, monitor, rng=rng, snapshots=snapshots)
+            loop.notes += notes
             try:
                 self._fit(data, loop, rng)
             except SnapshotMismatchError:
@@ -243,8 +284,50 @@ class WeightPosterior(ABC):
         """Whether ``fit`` could start: returns, or raises what ``fit`` would raise before training."""
         if budget < 1:
             raise UsageError(f"the budget must be at least 1 gradient evaluation, got {budget}")
-        check_data(self.network, self.likelihood, data)
-        self._check_fit(data, budget)
+        seen = self.as_seen(data)
+        check_data(self.network, self.likelihood, seen)
+        self._check_fit(seen, budget)
+
+    @final
+    def as_seen(self, data: FitData) -> FitData:
+        """Examples of the kind that a fit on ``data`` sees, at no cost: where they are features, all are the same."""
+        return self.backbone.probe(data) if self.backbone else data
+
+    def _notes(self, data: FitData) -> list[str]:
+        """What the record says of how the network is taken."""
+        notes = ["starts at the weights of the given network"] if self.start == "given" else []
+        if self.start == "fresh" and (names := looks_trained(self.network, self._initialised())):
+            notes.append(
+                f"the given network was trained, or initialised by hand ({', '.join(names[:3])}"
+                f"{' …' if len(names) > 3 else ''}): a fresh start replaces its weights; start='given' keeps them"
+            )
+            warnings.warn(notes[-1], UserWarning, stacklevel=3)
+        whole = self.backbone.network if self.backbone else self.network
+        if norms := sum(map(is_batch_norm, whole.modules())):
+            notes.append(f"{norms} layers of batch normalisation are frozen at their running statistics")
+        if self._norms_replaced:
+            notes.append(f"{self._norms_replaced} layers of batch normalisation were replaced by group normalisation")
+        if self.bayesian != "all":
+            chosen = sum(value.numel() for value in self.initial.values())
+            every = sum(shape.numel() for shape in self.shapes.values())
+            notes.append(f"{chosen:,} of {every:,} parameters are random; the others stay as they are given")
+        if self.backbone and data.train.augment is not None:
+            notes.append("training inputs are not augmented: what the last layer sees of them is computed once")
+        return notes
+
+    def _initialised(self) -> nn.Module:
+        """A copy of the network with other initial weights, wherever its layers can make them."""
+        network = copy.deepcopy(self.network).cpu()
+        with self.seeded(torch.Generator().manual_seed(0)):
+            reset(network)
+        return network
+
+    def _backbone_parameters(self) -> dict[str, Tensor]:
+        """Parameters of the backbone: the same in every sample, and seen by no method."""
+        if self.backbone is None:
+            return {}
+        own = {name for name, _ in self.network.named_parameters()}
+        return {name: p.detach() for name, p in self.backbone.network.named_parameters() if name not in own}
 
     @final
     @torch.no_grad()
@@ -305,6 +388,7 @@ class WeightPosterior(ABC):
             what = "an empty mapping" if isinstance(weights, Mapping) else type(weights).__name__
             raise PluginError(f"{type(self).__name__}._sample gave {what}; return a mapping of names to [n, *shape]")
         weights = self.complete(weights)
+        weights |= {name: value.expand(size, *value.shape) for name, value in self._backbone_parameters().items()}
         check_draw(type(self).__name__, self.shapes, weights, size)
         return {name: weights[name] for name in self.shapes}
 
@@ -316,7 +400,12 @@ class WeightPosterior(ABC):
         Args:
             memory_limit: bytes for intermediate values; default: the posterior's ``memory_limit``.
         """
-        return self.stacked(weights, x.to(self.device), memory_limit=memory_limit)
+        return self.stacked(weights, self.features(x.to(self.device)), memory_limit=memory_limit)
+
+    @final
+    def features(self, x: Tensor) -> Tensor:
+        """What the random part of the network sees of inputs x ``[B, ...]``: themselves, or the backbone's outputs."""
+        return x if self.backbone is None else self.backbone.features(x, self.device)[:]
 
     @final
     @torch.no_grad()
@@ -333,6 +422,7 @@ class WeightPosterior(ABC):
         are held at once than one of them has.
         """
         draws = [weights] if isinstance(weights, Mapping) else weights
+        x = self.features(x)
         memory_limit = self.memory_limit if memory_limit is None else memory_limit
         classes = self.likelihood.kind == "classification"
         chunks: tuple[Tensor, ...] = ()
@@ -348,7 +438,8 @@ class WeightPosterior(ABC):
             for start in range(0, networks, most):
                 part = take_networks(draw, start, min(start + most, networks))
                 for chunk, reducer in zip(chunks, reducers, strict=True):
-                    reducer.add(**self.likelihood.predict(self.outputs(chunk, part, memory_limit=memory_limit), part))
+                    outputs = self.stacked(part, chunk.to(self.device), memory_limit=memory_limit)
+                    reducer.add(**self.likelihood.predict(outputs, part))
         if not reducers:
             raise UsageError("no networks to predict with; draw at least one")
         return concatenate([reducer.result() for reducer in reducers])
@@ -406,7 +497,10 @@ class WeightPosterior(ABC):
             config = cls.Config(**about.get("config", {}))
         except ValidationError as error:
             raise DataError(f"{path}: {explain(error, 'its settings')}; was it written by another version?") from error
-        posterior = cls(network, likelihood, prior, config)
+        try:
+            posterior = cls(network, likelihood, prior, config, **_options(about))
+        except (TypeError, UsageError) as error:
+            raise DataError(f"{path} does not say how to take the network: {error}") from error
         if about.get("fingerprint") != posterior.fingerprint():
             raise DataError(f"{path} was fitted to another network or likelihood; build those that it was saved with")
         held = [*state.values(), *posterior.initial.values()]
@@ -436,12 +530,16 @@ class WeightPosterior(ABC):
         """SHA-256 over the network's printed form, names and shapes, frozen values and buffers, and the likelihood."""
         shapes = [(name, tuple(shape)) for name, shape in self.shapes.items()]
         digest = hashlib.sha256(f"{self.network!r} {shapes} {self.likelihood!r}".encode())
-        for value in (*self.frozen.values(), *self.network.buffers()):
+        whole = self.backbone.network if self.backbone else self.network
+        for value in (*self.frozen.values(), *self._backbone_parameters().values(), *whole.buffers()):
             digest.update(value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def _about(self) -> dict[str, Any]:
-        return {"method": self._names()[0], "config": json.loads(self.config.model_dump_json())}
+        options = {"start": self.start, "bayesian": self.bayesian, "batch_norm": self.batch_norm}
+        given = {name: value for name, value in options.items() if value not in DEFAULTS}
+        about = {"method": self._names()[0], "config": json.loads(self.config.model_dump_json())}
+        return about | ({"network": given} if given else {})
 
     @classmethod
     def _names(cls) -> list[str]:
@@ -467,20 +565,17 @@ class WeightPosterior(ABC):
         """``n`` independent initialisations, name → ``[n, *shape]``, by each layer's own ``reset_parameters``.
 
         Parameters of modules without that method start at the values they had in the user's network; the
-        record of the fit names them.
+        record of the fit names them. With ``start="given"`` all do, and the n networks are the same.
         """
+        if self.start == "given":
+            return {name: value.expand(n, *value.shape).clone() for name, value in self.initial.items()}
         network = copy.deepcopy(self.network).cpu()
         draws = []
         with self.seeded(rng):
             for _ in range(n):
-                reset = set()
-                for name, module in network.named_modules():
-                    initialise = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-                    if callable(initialise):
-                        initialise()
-                        reset |= {f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)}
+                made = reset(network)
                 draws.append({name: p.detach().clone() for name, p in network.named_parameters()})
-        if same := sorted(self.initial.keys() & draws[0].keys() - reset):
+        if same := sorted(self.initial.keys() & draws[0].keys() - made):
             loop.note(f"no reset_parameters for {', '.join(same)}: they start at the values of the given network")
         return {
             name: (
@@ -597,5 +692,15 @@ class WeightPosterior(ABC):
     def _to_device(self, device: torch.device) -> None:
         self.device = device
         self.network.to(device)
+        if self.backbone:
+            self.backbone.to(device)
         self.initial = {name: value.to(self.device) for name, value in self.initial.items()}
         self.frozen = {name: value.to(self.device) for name, value in self.frozen.items()}
+
+
+def _options(about: Mapping[str, Any]) -> dict[str, Any]:
+    """How a saved posterior takes its network; a file from elsewhere may say anything."""
+    options = about.get("network", {})
+    if not isinstance(options, dict) or not options.keys() <= {"start", "bayesian", "batch_norm"}:
+        raise UsageError("unknown options")
+    return options

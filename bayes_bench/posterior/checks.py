@@ -1,8 +1,7 @@
-"""Networks, data, devices and draws that are refused."""
+"""Data, devices and draws that are refused."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from bayes_bench.errors import DataError, DivergenceError, PluginError, UnsupportedNetworkError, UsageError
 from bayes_bench.posterior.examples import FitData
-from bayes_bench.posterior.likelihood import RESERVED, Likelihood
+from bayes_bench.posterior.likelihood import Likelihood
 from bayes_bench.posterior.stacked.scaled import InputScaled
 
 
@@ -28,28 +27,6 @@ def digest(tensors: Iterable[Tensor]) -> str:
 def finite(value: Tensor) -> bool:
     # An infinity or NaN anywhere makes the sum not finite, without a mask of the tensor's size.
     return math.isfinite(float(value.sum())) or bool(torch.isfinite(value).all())
-
-
-def prepare_network(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, refused where it is not a pure function of (weights, x).
-
-    Raises:
-        UnsupportedNetworkError: it has lazy parameters or keeps batch statistics.
-    """
-    for name, module in network.named_modules():
-        where = f"layer {name!r} ({type(module).__name__})"
-        if getattr(module, "running_mean", None) is not None:
-            raise UnsupportedNetworkError(
-                f"{where} keeps running batch statistics, which couple examples; use group or layer norm instead"
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UnsupportedNetworkError(f"{where} normalises over the batch; use group or layer norm instead")
-    for name, parameter in network.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise UnsupportedNetworkError(f"parameter {name!r} is lazy; run one batch through the network first")
-        if name.startswith(RESERVED):
-            raise UnsupportedNetworkError(f"the name {name!r} is reserved for the likelihood; rename the module")
-    return copy.deepcopy(network).eval()
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -64,7 +64,7 @@ class MCDropout(WeightPosterior):
         finally:
             for handle in handles:
                 handle.remove()
-        names = calls[1:]  # the first one's input is the data
+        names = calls if self.backbone else calls[1:]  # without features the first one's input is the data
         if self.config.where == "linear":
             names = [name for name in names if isinstance(candidates[name], nn.Linear)]
         elif self.config.where == "last":

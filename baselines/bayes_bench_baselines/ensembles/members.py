@@ -9,6 +9,9 @@ from torch import Tensor
 
 from bayes_bench import Examples, FitData, TensorState, TrainingLoop, WeightPosterior, WeightSamples, cosine_decay
 
+PERTURBATION = 0.1
+"""Noise on given weights where members start there, as a share of the standard deviation of each parameter's."""
+
 
 def fit_members(
     posterior: WeightPosterior,
@@ -34,6 +37,8 @@ def fit_members(
     """
     config = posterior.config
     weights = TensorState(posterior.initial_weights(members, rng, loop))
+    if posterior.start == "given":
+        perturb(weights, rng)
     optimizer = torch.optim.Adam([w.requires_grad_() for w in weights.values()], lr=config.learning_rate, fused=True)
     batch_size = min(config.batch_size, len(data.train))
     batches = data.train.minibatches(batch_size, rng, networks=members)
@@ -73,6 +78,13 @@ def fit_members(
         patience=config.patience,
     )
     return {name: value.detach() for name, value in weights.items()}
+
+
+def perturb(weights: WeightSamples, rng: torch.Generator) -> None:
+    """Move all networks but the first, in place: members that start at the same weights would stay close together."""
+    for value in weights.values():
+        spread = value[0].std() if value[0].numel() > 1 else value[0].abs()
+        value[1:] += PERTURBATION * spread * torch.randn(value[1:].shape, generator=rng).to(value)
 
 
 def _ranges(examples: Examples) -> Tensor:

@@ -53,6 +53,7 @@ class HyperGAN(WeightPosterior):
             noise_scale=config.weight_noise,
             head=config.head,
             head_chunk=config.head_chunk,
+            given=self.start == "given",
         )
         size = self.generators.code_size
         self.mixer = Mixer(config.noise_dim, config.mixer_hidden, size) if config.mixer else None

@@ -25,13 +25,15 @@ class LayerGenerator(nn.Module):
     """Code ``[S, d]`` → this layer's parameters, name → ``[S, *shape]``.
 
     Outputs are scaled so that generated weights *and* biases start with standard deviation gain/√fan-in,
-    around the initial value for parameters without a fan-in, and differ between codes.
+    around the initial value for parameters without a fan-in, and differ between codes. Where the weights are given,
+    all start narrowly around them.
 
     Args:
         initial: the layer's parameters by full name, with their starting values.
         gain, diversity, fixed_scale: see ``HyperGANConfig``: ``weight_gain``, ``initial_diversity`` and
             ``fixed_generator_scale``.
         head, head_chunk: see there too.
+        given: whether the initial values are those of a network to start from.
     """
 
     base: Tensor
@@ -49,6 +51,7 @@ class LayerGenerator(nn.Module):
         fixed_scale: float,
         head: str,
         head_chunk: int,
+        given: bool,
     ):
         super().__init__()
         self.shapes = {name: value.shape for name, value in initial.items()}
@@ -60,14 +63,17 @@ class LayerGenerator(nn.Module):
         matrices = [shape for shape in self.shapes.values() if len(shape) >= 2]
         if matrices:
             # Partly the same network for all codes, which trains from the first step; partly each code's own.
-            self.head = make_head(head, width, size, diversity=diversity, chunk=head_chunk)
-            self.register_buffer("base", torch.zeros(size))
+            own = OTHER_STD * diversity if given else diversity
+            shared_std = 0.0 if given else math.sqrt(1 - diversity**2)
+            self.head = make_head(head, width, size, scale=own, shared_std=shared_std, chunk=head_chunk)
+            self.register_buffer("base", values if given else torch.zeros(size))
             self.register_buffer("scale", torch.full((size,), gain / math.sqrt(fan_in(matrices[0]))))
         else:
             # A narrow start rather than a small scale, which would slow down learning as well.
             self.head = DenseHead(width, size, scale=OTHER_STD, shared_std=0.0)
             self.register_buffer("base", values)
             self.register_buffer("scale", torch.ones(size))
+        if given or not matrices:
             fixed_scale *= OTHER_STD
         fixed = torch.randn(code_dim, size) * (fixed_scale / math.sqrt(code_dim)) if fixed_scale else None
         self.register_buffer("fixed", fixed)
@@ -108,6 +114,7 @@ class Generators(nn.Module):
         noise_scale: float,
         head: str = "dense",
         head_chunk: int = 1,
+        given: bool = False,
     ):
         super().__init__()
         layers: dict[str, dict[str, Tensor]] = {}
@@ -124,6 +131,7 @@ class Generators(nn.Module):
                 fixed_scale=fixed_scale,
                 head=head,
                 head_chunk=head_chunk,
+                given=given,
             )
             for parameters in layers.values()
         ]

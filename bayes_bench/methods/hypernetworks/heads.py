@@ -1,8 +1,8 @@
 """Heads: the last layer of a generator, from its hidden units to all weights of one layer of the target network.
 
 Every head takes ``[S, width]`` whose rows have length √width and gives ``[S, size]``
-that starts with mean 0 and standard deviation 1, of which the share ``diversity`` differs between codes and the rest
-is one random network for all.
+that starts with mean 0: what differs between codes has the standard deviation ``scale``, and ``shared_std`` is that of
+one random network for all.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ class ChunkedHead(nn.Module):
     for all codes.
     """
 
-    def __init__(self, width: int, size: int, chunk: int, *, diversity: float):
+    def __init__(self, width: int, size: int, chunk: int, *, scale: float, shared_std: float):
         super().__init__()
-        self.size, self.diversity = size, diversity
+        self.size, self.scale = size, scale
         self.embeddings = nn.Parameter(torch.randn(math.ceil(size / chunk), width))
         self.head = DenseHead(width, chunk, scale=1.0, shared_std=0.0)
-        self.shared = nn.Parameter(torch.randn(size) * math.sqrt(1 - diversity**2))
+        self.shared = nn.Parameter(torch.randn(size) * shared_std)
 
     def forward(self, hidden: Tensor) -> Tensor:
         # Multiplied, not added: else what differs between codes would be nearly the same in every chunk.
         told = hidden.unsqueeze(1) * self.embeddings
         chunks = self.head(F.layer_norm(told, told.shape[-1:]))
-        return torch.add(self.shared, chunks.flatten(1)[:, : self.size], alpha=self.diversity)
+        return torch.add(self.shared, chunks.flatten(1)[:, : self.size], alpha=self.scale)
 
 
-def make_head(kind: str, width: int, size: int, *, diversity: float, chunk: int) -> nn.Module:
+def make_head(kind: str, width: int, size: int, *, scale: float, shared_std: float, chunk: int) -> nn.Module:
     """The head of that kind, or a dense one where that has fewer parameters."""
     if kind == "chunked" and width * (chunk + math.ceil(size / chunk)) + size < width * size:
-        return ChunkedHead(width, size, chunk, diversity=diversity)
-    return DenseHead(width, size, scale=diversity, shared_std=math.sqrt(1 - diversity**2))
+        return ChunkedHead(width, size, chunk, scale=scale, shared_std=shared_std)
+    return DenseHead(width, size, scale=scale, shared_std=shared_std)

@@ -246,6 +246,29 @@ def group_norm(layer: nn.GroupNorm, value: Value, weights: Weights) -> Value:
     return Value(_split_channels(F.group_norm(x, networks * layer.num_groups, **merged, eps=layer.eps), networks), True)
 
 
+def batch_norm(layer: Any, value: Value, weights: Weights) -> Value:
+    """By running statistics, which the networks share: an affine map of every channel."""
+    stored = {name: b.unsqueeze(0) for name in ("weight", "bias") if (b := layer._buffers.get(name)) is not None}
+    weights = {**stored, **weights}  # torchvision's FrozenBatchNorm2d keeps gain and shift as buffers
+    networks = value.tensor.shape[0] if value.stacked else _networks(weights) if weights else 1
+    mean, var = layer.running_mean, layer.running_var
+    if not value.stacked and networks == 1:
+        own = {name: w.squeeze(0) for name, w in weights.items()}
+        single = F.batch_norm(value.tensor, mean, var, own.get("weight"), own.get("bias"), eps=layer.eps)
+        return Value(single, stacked=False)
+    merged = {name: w.expand(networks, -1).flatten() for name, w in weights.items()}
+    x = _merge_channels(value.as_stacked(networks))
+    normalised = F.batch_norm(
+        x, mean.repeat(networks), var.repeat(networks), merged.get("weight"), merged.get("bias"), eps=layer.eps
+    )
+    return Value(_split_channels(normalised, networks), stacked=True)
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Whether a module is torchvision's ``FrozenBatchNorm2d``, without importing that."""
+    return type(module).__name__ == "FrozenBatchNorm2d" and type(module).__module__.startswith("torchvision.")
+
+
 ELEMENTWISE_MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
     nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanhshrink, nn.Identity,
@@ -280,6 +303,8 @@ def module_rule(module: nn.Module) -> ModuleRule | None:
     if kind is nn.Flatten:
         batchwise = int(getattr(module, "start_dim", 0)) >= 1  # flattening the batch away mixes examples
         return (lambda layer, value, _: per_example(layer, value)) if batchwise else None
+    if (kind in BATCH_NORM and module.running_mean is not None) or is_frozen_norm(module):
+        return batch_norm
     rules: dict[type[nn.Module], ModuleRule] = {nn.Linear: linear, nn.LayerNorm: layer_norm, nn.GroupNorm: group_norm}
     return rules.get(kind)
 
@@ -297,8 +322,9 @@ POOLING_FUNCTIONS: dict[Any, int] = {
     F.adaptive_avg_pool1d: 1, F.adaptive_avg_pool2d: 2,
 }  # fmt: skip
 """The function → the number of dimensions it pools over."""
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 FRESH_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, *POOLING_MODULES,
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, *POOLING_MODULES, *BATCH_NORM,
     *(kind for kind in ELEMENTWISE_MODULES if "Dropout" not in kind.__name__ and kind is not nn.Identity),
 )  # fmt: skip
 """Layers whose output shares no memory with their input, unless they work in place."""

@@ -100,7 +100,7 @@ def make_plan(network: nn.Module) -> Plan:
     # Wrapped, because a root that is itself a layer would be traced into instead of being one operation.
     root = nn.Sequential(network)
     try:
-        graph = fx.Tracer().trace(root)
+        graph = _Tracer().trace(root)
     except Exception as error:  # whatever the user's forward does with a proxy
         raise NotStackableError(f"torch.fx cannot trace it: {error}") from error
     names = {id(parameter): name for name, parameter in network.named_parameters()}  # tied ones have one name
@@ -127,6 +127,13 @@ def make_plan(network: nn.Module) -> Plan:
         else:
             raise NotStackableError(f"forward uses {node.target!r} directly")
     return Plan(steps, input_name, output_name)
+
+
+class _Tracer(fx.Tracer):
+    """Torch's own layers are operations, and others that have a rule."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return operations.is_frozen_norm(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _without_writing_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
