@@ -127,6 +127,7 @@ class WeightPosterior(ABC):
         whole = prepare_network(network, start=start, batch_norm=batch_norm, bayesian=bayesian)
         self.backbone = Backbone(whole, last_layer(whole)) if bayesian == "last" else None
         """What comes before the last layer, where that alone is random: ``network`` is then the last layer."""
+        self._fitting = False
         self.network = self.backbone.head() if self.backbone else whole
         self._norms_replaced = sum(map(is_batch_norm, network.modules())) - sum(map(is_batch_norm, whole.modules()))
         self.likelihood = likelihood
@@ -237,7 +238,11 @@ class WeightPosterior(ABC):
         if isinstance(snapshots, str | os.PathLike):
             about = {"seed": seed, "budget": budget, "device": str(resolved), "torch": torch.__version__}
             snapshots = Snapshots(Path(snapshots), self._identity(data) | about)
-        loop = self._run_fit(data, budget, seed, monitor, snapshots, notes)
+        self._fitting = True
+        try:
+            loop = self._run_fit(data, budget, seed, monitor, snapshots, notes)
+        finally:
+            self._fitting = False
         # The draw proves that the method works and that its weights are finite before anything is stored.
         self._draw(8, seed)
         self.fitted = True
@@ -405,7 +410,9 @@ class WeightPosterior(ABC):
     @final
     def features(self, x: Tensor) -> Tensor:
         """What the random part of the network sees of inputs x ``[B, ...]``: themselves, or the backbone's outputs."""
-        return x if self.backbone is None else self.backbone.features(x, self.device)[:]
+        if self.backbone is None or self._fitting:  # within a fit the examples are features already
+            return x
+        return self.backbone.features(x, self.device)[:]
 
     @final
     @torch.no_grad()
