@@ -120,7 +120,7 @@ def setting(
     source: str = "",
     tune: Range | Sequence[Any] | None = None,
     memory: bool = False,
-    identity: Literal["", "elsewhere", "none"] = "",
+    identity: Literal["", "elsewhere", "none", "added"] = "",
     **constraints: Any,
 ) -> Any:
     """A documented field: its default, what it means and where the value comes from; the rest as in pydantic.
@@ -128,7 +128,8 @@ def setting(
     ``tune`` is what ``bayes-bench tune`` may try: choices, or a ``Range`` of numbers. The default need not be in it.
     ``memory`` says that a lower value lowers what a job holds at once: an error for want of memory names the setting.
     ``identity`` is for keys of a task: ``"none"`` says that it changes no result, ``"elsewhere"`` that what a job is
-    told by has it in another form (the checksum of the data, the job's own budget).
+    told by has it in another form (the checksum of the data, the job's own budget), ``"added"`` that a job is not told
+    by it at its default, which is what earlier versions did.
     """
     told = {"source": source, "memory": memory, "identity": identity}
     extra: dict[str, Any] = {name: value for name, value in told.items() if value}

@@ -9,6 +9,7 @@ import statistics
 import time
 import traceback
 import warnings
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +22,7 @@ from bayes_bench.host import machine
 from bayes_bench.host.stopping import Stop
 from bayes_bench.jobs import memory
 from bayes_bench.jobs.gallery import gallery
+from bayes_bench.jobs.given import TABLE, against_given
 from bayes_bench.jobs.job import Conditions, Job, PlacedJob
 from bayes_bench.jobs.predictions import elements, gram_matrices, is_weight, predict_task
 from bayes_bench.jobs.provenance import code_of, derived_seed, record_before
@@ -156,6 +158,7 @@ def _fit_and_predict(
         job, task, device, monitor, snapshots, memory_limit_mb=conditions.memory_limit_mb
     )
     networks = len(next(iter(weights.values())))
+    given = against_given(posterior, weights, task) if job.task.start == "given" else {}
     predictions = predict_task(posterior, weights, task)
     if task.likelihood.kind == "classification":
         shown = {name: part.inputs() for name, part in task.sets.items() if KINDS[kind_of(name)].pictured}
@@ -186,8 +189,8 @@ def _fit_and_predict(
             "stopped": fit.stopped,
             "interruptions": fit.interruptions,
             "history": fit.history,
-            "diagnostics": fit.diagnostics,
-            "tables": registry.diagnostic_tables(job.method),
+            "diagnostics": fit.diagnostics | given,
+            "tables": [*registry.diagnostic_tables(job.method), *([asdict(TABLE)] if given else [])],
             "notes": list(fit.notes),
         },
         "cost": cost,
@@ -199,11 +202,15 @@ def _fit_and_predict(
 
 def build_posterior(job: Job, task: Task, memory_limit_mb: int = machine.MEMORY_LIMIT_MB) -> WeightPosterior:
     """The job's posterior, not fitted yet."""
+    spec = job.task
     posterior = registry.method_class(job.method)(
         task.build_network(derived_seed(job.seed, "network")),
         task.likelihood,
         task.prior,
         registry.resolve_config(job.method, job.config),
+        start=spec.start,
+        bayesian=spec.bayesian if isinstance(spec.bayesian, str) else list(spec.bayesian),
+        batch_norm=spec.batch_norm,
     )
     posterior.memory_limit = memory_limit_mb * 2**20
     return posterior

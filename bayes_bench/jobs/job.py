@@ -10,7 +10,7 @@ from bayes_bench.errors import UsageError
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.results.schema import canonical_hash
 from bayes_bench.settings import SNAPSHOT_SECONDS, Settings
-from bayes_bench.tasks.spec import NOT_IN_KEY, TaskSpec
+from bayes_bench.tasks.spec import ADDED, NOT_IN_KEY, TaskSpec
 
 if TYPE_CHECKING:
     from bayes_bench.tasks.task import Task
@@ -94,7 +94,7 @@ class Job(Settings):
         return canonical_hash(
             {
                 "format": 1,
-                "task": self.task.model_dump(mode="json", exclude=NOT_IN_KEY),
+                "task": self.task.model_dump(mode="json", exclude=NOT_IN_KEY | self._at_defaults()),
                 "data": checksum,
                 "method": self.method,
                 "revision": self.revision,
@@ -104,6 +104,10 @@ class Job(Settings):
                 "memory_limit_mb": memory_limit_mb,
             }
         )
+
+    def _at_defaults(self) -> set[str]:
+        """Keys of the task that earlier versions had not, where they say what these did."""
+        return {name for name in ADDED if getattr(self.task, name) == TaskSpec.model_fields[name].default}
 
     def key(self, checksum: str, device: str, memory_limit_mb: int = MEMORY_LIMIT_MB) -> str:
         """The job's key, 64 hexadecimal digits: a finished job with the same key is not run again."""

@@ -80,6 +80,8 @@ class Held(NamedTuple):
 DEFAULTS = ("fresh", "all", None)
 """Of ``start``, ``bayesian`` and ``batch_norm``: a file does not name them."""
 
+SETTLED = "network/"
+"""Begins the names of tensors that a file holds of the network itself."""
 WeightSamples = dict[str, Tensor]
 """Name → ``[S, *shape]``: names and shapes of ``network.named_parameters()``, and the likelihood's reserved entries."""
 
@@ -467,7 +469,7 @@ class WeightPosterior(ABC):
     def save(self, path: str | os.PathLike[str], *, note: Mapping[str, Any] | None = None) -> None:
         """Write a safetensors file with the network's fingerprint, the method and its settings; atomic.
 
-        A frozen parameter is part of the network, not of this file.
+        Parameters that are not random, and buffers, such as statistics of batch normalisation, are in the file as well.
 
         Args:
             note: what else is to be in the file, as JSON; ``read_note`` gives it back.
@@ -475,7 +477,23 @@ class WeightPosterior(ABC):
         about = {"format": 1, **self._about(), "fingerprint": self.fingerprint()}
         if note is not None:
             about["note"] = note
-        write_posterior(Path(path), self.state_dict(), about)
+        settled = {f"{SETTLED}{name}": value for name, value in self._settled().items()}
+        write_posterior(Path(path), self.state_dict() | settled, about)
+
+    def _settled(self) -> dict[str, Tensor]:
+        """Of the whole network what is the same in every sample: parameters that are not random, and buffers."""
+        whole = self.backbone.network if self.backbone else self.network
+        return {name: value for name, value in whole.state_dict().items() if name not in self.initial}
+
+    def _settle(self, values: Mapping[str, Tensor]) -> None:
+        """Take over what ``_settled`` gave."""
+        own = self._settled()
+        if values.keys() != own.keys() or any(values[name].shape != value.shape for name, value in own.items()):
+            raise UsageError("its parameters and buffers are others")
+        for name, value in own.items():
+            value.copy_(values[name])
+            if name in self.frozen:
+                self.frozen[name].copy_(values[name])
 
     @final
     @classmethod
@@ -508,6 +526,12 @@ class WeightPosterior(ABC):
             posterior = cls(network, likelihood, prior, config, **_options(about))
         except (TypeError, UsageError) as error:
             raise DataError(f"{path} does not say how to take the network: {error}") from error
+        settled = {name.removeprefix(SETTLED): state.pop(name) for name in list(state) if name.startswith(SETTLED)}
+        try:
+            if settled:  # files of version 0.1 have none
+                posterior._settle(settled)
+        except UsageError as error:
+            raise DataError(f"{path} was fitted to another network: {error}") from error
         if about.get("fingerprint") != posterior.fingerprint():
             raise DataError(f"{path} was fitted to another network or likelihood; build those that it was saved with")
         held = [*state.values(), *posterior.initial.values()]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from bayes_bench.errors import UsageError, unknown_name
+from bayes_bench.errors import DataError, UsageError, unknown_name
 from bayes_bench.host import machine, plugins, userfile
 from bayes_bench.networks import convnet, mlp, resnet
 from bayes_bench.tasks.spec import ConvNetSpec, CustomNetworkSpec, MLPSpec, NetworkSpec, ResNetSpec
@@ -22,15 +23,59 @@ def build_network(
     outputs: int,
     seed: int,
     allow_code: Sequence[Path] = (),
+    weights: Path | None = None,
 ) -> nn.Module:
     """A network for inputs ``[B, *input_shape]`` and ``outputs`` outputs, initialised from ``seed``.
 
     The global random state is left as it was.
 
+    Args:
+        weights: a safetensors file that replaces the initial values of parameters and buffers.
+
     Raises:
         UsageError: the specification does not fit the data, or it names Python code that was not allowed.
         PluginError: the named entry point cannot be imported.
+        DataError: the file of weights is damaged, or of another network.
     """
+    network = _initialised(spec, input_shape, outputs, seed, allow_code)
+    if weights is not None:
+        load_weights(network, weights)
+    return network
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Take over parameters and buffers from a safetensors file, by the names of ``state_dict``.
+
+    Raises:
+        DataError: it is damaged, or holds other names or shapes than the network has.
+    """
+    try:
+        state = load_file(path)
+    except Exception as error:  # safetensors raises its own type, OSError or ValueError
+        raise DataError(
+            f"cannot read the weights {path}: {error}; they are a safetensors file, "
+            "safetensors.torch.save_file(network.state_dict(), FILE)"
+        ) from error
+    own = network.state_dict()
+    for what, names in (("lacks", own.keys() - state.keys()), ("has unknown", state.keys() - own.keys())):
+        if names:
+            raise DataError(f"{path} holds weights of another network: it {what} {_first(names)}")
+    for name, value in own.items():
+        if state[name].shape != value.shape:
+            raise DataError(
+                f"{path} holds weights of another network: {name} has the shape {list(state[name].shape)}, the "
+                f"network's has {list(value.shape)}"
+            )
+    network.load_state_dict(state)
+
+
+def _first(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _initialised(
+    spec: NetworkSpec, input_shape: tuple[int, ...], outputs: int, seed: int, allow_code: Sequence[Path]
+) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         if isinstance(spec, CustomNetworkSpec):
             function = _custom_network(spec, allow_code)

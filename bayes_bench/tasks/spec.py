@@ -7,6 +7,7 @@ checked here as far as it needs no data; ``bayes_bench.tasks`` turns a ``TaskSpe
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -168,6 +169,23 @@ class TaskSpec(_Table):
     validation_ood: tuple[OODSpec, ...] = setting(
         (), "out-of-distribution sets that tuning may use", identity="elsewhere"
     )
+    start: Literal["fresh", "given"] = setting(
+        "fresh", "where fits begin: at new initial weights, or at those of `weights`", identity="added"
+    )
+    weights: Path | None = setting(
+        None,
+        "the network's weights and buffers, a safetensors file as of its state_dict; relative to the suite's file",
+        identity="elsewhere",
+    )
+    bayesian: str | tuple[str, ...] = setting(
+        "all", "parameters that are random: 'all', 'last' (the last layer's), or patterns of names", identity="added"
+    )
+    batch_norm: Literal["frozen", "group"] | None = setting(
+        None,
+        "what batch normalisation becomes: an affine map by its running statistics (where weights are given), or "
+        "group normalisation (for a fresh start)",
+        identity="added",
+    )
     curve: CurveSpec | None = None
     augmentation: AugmentationSpec | None = None
     published: tuple[PublishedSpec, ...] = setting(
@@ -207,6 +225,10 @@ class TaskSpec(_Table):
         names = [spec.name for spec in (*self.ood, *self.validation_ood)]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"out-of-distribution set named twice: {', '.join(sorted(repeated))}")
+        if self.weights is not None and self.start == "fresh":
+            raise ValueError('weights are given, but a fresh start would replace them; say start = "given"')
+        if self.start == "given" and self.weights is None and not isinstance(self.network, CustomNetworkSpec):
+            raise ValueError('start = "given" needs the network\'s weights: weights = "FILE.safetensors"')
         if self.curve and isinstance(self.likelihood, CategoricalSpec):
             raise ValueError("a curve needs a regression likelihood (gaussian or heteroscedastic)")
         return self
@@ -292,3 +314,5 @@ CHANGES_NO_RESULT = {*fields_told(TaskSpec, "identity", "none"), *RETIRED}
 NOT_IN_KEY = {*CHANGES_NO_RESULT, *fields_told(TaskSpec, "identity", "elsewhere")}
 """Beside these, keys that a job's key has in another form: its own budget and settings, the checksum of its data. So a
 file that has been moved changes no key."""
+ADDED = fields_told(TaskSpec, "identity", "added")
+"""Keys that later versions have added: in a job's key only where they are not at their defaults."""

@@ -90,7 +90,7 @@ def _with_absolute_paths(value: Any, folder: Path) -> Any:
     """The content of a suite's file with the files that data sources and tasks name made absolute.
 
     By convention such options of a source are called ``path`` or end in ``_path``; a relative one counts from
-    ``folder``. Of a task it is ``reference``, where it is a file.
+    ``folder``. Of a task they are ``weights``, and ``reference`` where it is a file.
     """
     if isinstance(value, list):
         return [_with_absolute_paths(item, folder) for item in value]
@@ -114,4 +114,4 @@ def _expanded(path: str) -> Path:
 def _names_file(key: str, item: str, table: dict[str, Any]) -> bool:
     if "source" in table:
         return key == "path" or key.endswith("_path")
-    return key == "reference" and "network" in table and item.endswith(REFERENCE_SUFFIX)
+    return "network" in table and (key == "weights" or (key == "reference" and item.endswith(REFERENCE_SUFFIX)))

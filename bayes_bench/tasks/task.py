@@ -177,7 +177,14 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
 
     from bayes_bench.tasks.network import build_network
 
-    make = partial(build_network, spec.network, split.input_shape, likelihood.output_width, allow_code=allow_code)
+    make = partial(
+        build_network,
+        spec.network,
+        split.input_shape,
+        likelihood.output_width,
+        allow_code=allow_code,
+        weights=spec.weights,
+    )
     fit_data, test = FitData(examples(split.train, augment), examples(split.validation)), examples(split.test)
     sets = {"test": EvaluationSet(test.x, test.y)}
     if fit_data.validation:
@@ -196,7 +203,7 @@ def _build(spec: TaskSpec, root: Path, allow_code: tuple[Path, ...]) -> Task:
         prior=GaussianPrior(spec.prior.std, spec.prior.scaling),
         standardiser=standardiser,
         classes=split.classes,
-        checksum=_checksum(arrays),
+        checksum=_checksum(arrays, make(0) if spec.start == "given" else None),
         notes=tuple(dict.fromkeys(notes)),
         features=split.features,
         missing_ood=missing,
@@ -304,20 +311,23 @@ def _curve(curve: CurveSpec, split: data.Split, standardiser: Standardiser) -> T
     return standardiser.inputs(np.linspace(curve.low, curve.high, curve.points)[:, None])
 
 
-def _checksum(arrays: Mapping[str, np.ndarray | data.StoredRows]) -> str:
-    """SHA-256 over the names, types, shapes and values of all raw arrays."""
+def _checksum(arrays: Mapping[str, np.ndarray | data.StoredRows], given: nn.Module | None) -> str:
+    """SHA-256 over the names, types, shapes and values of all raw arrays, and of a network that fits start at."""
     digest = hashlib.sha256()
     for name, values in sorted(arrays.items()):
         little = values.dtype.newbyteorder("<")
         digest.update(f"{name} {little.str} {values.shape}\n".encode())
         for block in data.blocks(values):
             digest.update(np.ascontiguousarray(block, dtype=little).data)
+    for name, value in sorted(given.state_dict().items()) if given else ():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _check_network(task: Task) -> None:
     """Try the network on two examples, so that a misfit is an error before any work, not in the middle."""
-    network = task.build_network(0)
+    network = task.build_network(0).eval()
     try:
         with torch.no_grad():
             outputs = network(task.fit_data.train.x[:2])

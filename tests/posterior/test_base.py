@@ -32,13 +32,6 @@ def fitted():
     return classification().fit(MAP, budget=4000)
 
 
-def test_batch_statistics_are_refused():
-    with pytest.raises(UnsupportedNetworkError, match=r"layer '1' \(BatchNorm1d\).*group or layer norm"):
-        MAP(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), Categorical(3))
-    with pytest.raises(UnsupportedNetworkError, match="normalises over the batch"):
-        MAP(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False)), Categorical(3))
-
-
 def test_a_network_without_weights_is_refused():
     with pytest.raises(UnsupportedNetworkError, match="no trainable parameter"):
         MAP(nn.Flatten(), Categorical(3))

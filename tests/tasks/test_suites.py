@@ -250,4 +250,4 @@ def test_keys_of_earlier_versions_are_read_and_say_nothing(tmp_path: Path) -> No
 
 def test_keys_that_change_no_result_are_declared_at_the_key() -> None:
     assert {"title", "settings", "published", "reference", "collapse_threshold"} == CHANGES_NO_RESULT - RETIRED
-    assert {"budget", "data", "ood", "validation_ood", "examples"} == NOT_IN_KEY - CHANGES_NO_RESULT
+    assert {"budget", "data", "ood", "validation_ood", "examples", "weights"} == NOT_IN_KEY - CHANGES_NO_RESULT
