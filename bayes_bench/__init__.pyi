@@ -1,3 +1,5 @@
+import typing
+
 from .errors import BayesBenchError as BayesBenchError
 from .errors import DataError as DataError
 from .errors import DivergenceError as DivergenceError
@@ -39,3 +41,6 @@ from .settings import Range as Range
 from .settings import setting as setting
 
 __version__: str
+
+# Methods of installed packages, by the names of their classes: MCDropout, MCDropoutConfig, ...
+def __getattr__(name: str) -> typing.Any: ...

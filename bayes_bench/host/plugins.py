@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -43,6 +44,19 @@ def names_of(group: str, cls: type) -> list[str]:
         return getattr(sys.modules.get(module), attribute, None) is cls
 
     return sorted(name for name, points in by_name(group).items() if any(map(is_of, points)))
+
+
+def by_attribute(groups: Sequence[str], name: str) -> Any:
+    """What an entry point of one of the groups names ``MODULE:NAME``, or None; ours go before those of others.
+
+    Raises:
+        PluginError: it cannot be imported.
+    """
+    if name.startswith("_"):
+        return None
+    points = [point for group in groups for several in by_name(group).values() for point in several]
+    found = [point for point in points if point.value.rpartition(":")[2] == name]
+    return load(min(found, key=lambda point: not owner(point).startswith("bayes-bench ")), name) if found else None
 
 
 def twice(points: list[EntryPoint], what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Iterator
@@ -88,6 +89,13 @@ class Backbone(nn.Module):
         if first[:1].nbytes * len(inputs) > FEATURE_BYTES:
             return _stored(first, blocks, len(inputs), device)
         return torch.cat([first, *blocks])
+
+    def outer(self) -> nn.Module:
+        """The network with its last layer left out: what exporters see instead of this module, which looks inside."""
+        outer = copy.deepcopy(self.network)
+        folder, _, name = self.path.rpartition(".")
+        setattr(outer.get_submodule(folder), name, nn.Identity())
+        return outer
 
     def probe(self, data: FitData) -> FitData:
         """Examples of the kind that ``fit_data`` gives, at no cost: all have the features of the first."""

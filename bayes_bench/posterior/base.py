@@ -33,6 +33,7 @@ from bayes_bench.host.machine import memory_bytes
 from bayes_bench.posterior.backbone import Backbone
 from bayes_bench.posterior.checks import check_data, check_draw, digest, resolve_device
 from bayes_bench.posterior.examples import Examples, FitData
+from bayes_bench.posterior.export import DrawnNetworks
 from bayes_bench.posterior.likelihood import Likelihood
 from bayes_bench.posterior.predictive import (
     ClassPrediction,
@@ -55,7 +56,14 @@ from bayes_bench.posterior.prior import GaussianPrior
 from bayes_bench.posterior.snapshots import Snapshots
 from bayes_bench.posterior.stacked.network import StackedNetwork
 from bayes_bench.posterior.stacked.scaled import take_networks
-from bayes_bench.posterior.stored import bounded_memory, read_about, read_posterior, write_posterior
+from bayes_bench.posterior.stored import (
+    bounded_memory,
+    likelihood_facts,
+    likelihood_from,
+    read_about,
+    read_posterior,
+    write_posterior,
+)
 from bayes_bench.posterior.training import FitSummary, Monitor, SnapshotMismatchError, TrainingLoop
 from bayes_bench.posterior.validation import prediction_scores, weight_spreads
 from bayes_bench.settings import MethodConfig, explain
@@ -454,6 +462,31 @@ class WeightPosterior(ABC):
         return concatenate([reducer.result() for reducer in reducers])
 
     @final
+    def export(self, x: Tensor, n: int, *, seed: int = 0) -> nn.Module:
+        """``n`` drawn networks as a plain module: inputs ``[B, ...]`` → mean, entropy and mutual information, or the
+        parts of a regression's variance, as ``predict`` gives them, in float32.
+
+        It needs nothing of this package's posteriors, and goes through ``torch.export`` and ONNX.
+
+        Args:
+            x: some inputs ``[B, ...]``, on which the module is compared with ``predict``.
+
+        Raises:
+            PluginError: they differ by more than rounding.
+        """
+        weights = self.sample(n, seed=seed)
+        network = copy.deepcopy(self.network)
+        for name, value in self.frozen.items():
+            network.get_parameter(name).data.copy_(value)
+        before = copy.deepcopy(self.backbone.outer()) if self.backbone else None
+        module = DrawnNetworks(network, before, self.likelihood, weights).eval()
+        with torch.no_grad():
+            mean, expected = module(x.to(self.device)).mean, self.predict(x, weights).mean
+        if not torch.allclose(mean.double().cpu(), expected.cpu(), rtol=1e-3, atol=1e-4):
+            raise PluginError(f"the exported networks of {type(self).__name__} predict otherwise than its posterior")
+        return module
+
+    @final
     def state_dict(self) -> dict[str, Tensor]:
         """Named tensors that, with the same network, likelihood and config, restore this posterior."""
         return {name: value.detach().cpu() for name, value in self._state().items()}
@@ -475,6 +508,7 @@ class WeightPosterior(ABC):
             note: what else is to be in the file, as JSON; ``read_note`` gives it back.
         """
         about = {"format": 1, **self._about(), "fingerprint": self.fingerprint()}
+        about |= likelihood_facts(self.likelihood)
         if note is not None:
             about["note"] = note
         settled = {f"{SETTLED}{name}": value for name, value in self._settled().items()}
@@ -501,12 +535,18 @@ class WeightPosterior(ABC):
         cls,
         path: str | os.PathLike[str],
         network: nn.Module,
-        likelihood: Likelihood,
+        likelihood: Likelihood | None = None,
         prior: GaussianPrior | None = None,
         *,
         device: str | torch.device = "cpu",
     ) -> Self:
         """Read what ``save`` wrote, for the same network architecture.
+
+        ``WeightPosterior.load`` finds the method by the name that the file has of it.
+
+        Args:
+            network: of the architecture; its weights do not matter.
+            likelihood: default: as the file says.
 
         The file may come from anybody: what it says of itself cannot make the method take much more memory than the
         file and the network have.
@@ -515,6 +555,9 @@ class WeightPosterior(ABC):
             DataError: the file is damaged, of another method, or of another network.
         """
         about, state = read_posterior(path)
+        if cls is WeightPosterior:
+            return _registered(about, path).load(path, network, likelihood, prior, device=device)  # type: ignore[return-value]
+        likelihood = likelihood or likelihood_from(about, path)
         expected = cls._names()[0]
         if about.get("method") not in cls._names():
             raise DataError(f"{path} holds a posterior of {about.get('method', 'no known method')}, not {expected}")
@@ -735,3 +778,19 @@ def _options(about: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(options, dict) or not options.keys() <= {"start", "bayesian", "batch_norm"}:
         raise UsageError("unknown options")
     return options
+
+
+def _registered(about: Mapping[str, Any], path: str | os.PathLike[str]) -> type[WeightPosterior]:
+    """The method that a file names.
+
+    Raises:
+        DataError: no installed package has it.
+        PluginError: it cannot be imported.
+    """
+    name = about.get("method")
+    found: type | None = plugins.only(plugins.METHODS, name, "method", type) if isinstance(name, str) else None
+    if found is None:
+        raise DataError(f"{path} holds a posterior of {name or 'no known method'}, which no installed package has")
+    if not issubclass(found, WeightPosterior):
+        raise PluginError(f"the method {name!r} is not a subclass of WeightPosterior")
+    return found

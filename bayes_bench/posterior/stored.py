@@ -14,10 +14,20 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bayes_bench.errors import DataError
+from bayes_bench.errors import DataError, UsageError
 from bayes_bench.host.files import replacing
+from bayes_bench.posterior.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
 
 METADATA = "bayes_bench"
+LIKELIHOODS: dict[str, tuple[Any, dict[str, str]]] = {
+    "Categorical": (Categorical, {"output_width": "num_classes"}),
+    "Gaussian": (
+        Gaussian,
+        {"noise_std": "noise_std", "target_width": "dimensions", "initial_std": "initial_std"},
+    ),
+    "HeteroscedasticGaussian": (HeteroscedasticGaussian, {"dimensions": "dimensions"}),
+}
+"""By name: the class, and its attributes with the arguments that they were."""
 SLACK, GROWTH = 2**30, 64
 """Bytes that a method may create while it takes over a stored state, and how many for each of the state's own."""
 
@@ -72,6 +82,28 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Any]
             yield about, file
     except Exception as error:  # safetensors raises its own type, OSError or ValueError
         raise DataError(f"cannot read the posterior {path}: {error}") from error
+
+
+def likelihood_facts(likelihood: Likelihood) -> dict[str, Any]:
+    """What a file says of a likelihood of ours; nothing of another."""
+    kind = type(likelihood).__name__
+    arguments = {name: getattr(likelihood, name) for name in LIKELIHOODS.get(kind, (None, {}))[1]}
+    return {"likelihood": {"kind": kind, **arguments}} if kind in LIKELIHOODS else {}
+
+
+def likelihood_from(about: Mapping[str, Any], path: str | os.PathLike[str]) -> Likelihood:
+    """The likelihood that a file names.
+
+    Raises:
+        DataError: it names none, or not one of ours.
+    """
+    facts: Any = about.get("likelihood")
+    try:
+        kind, given = LIKELIHOODS[facts["kind"]]
+        likelihood: Likelihood = kind(**{argument: facts[name] for name, argument in given.items()})
+    except (LookupError, TypeError, UsageError) as error:
+        raise DataError(f"{path} does not say what its network's outputs mean; give load its likelihood") from error
+    return likelihood
 
 
 def bounded_memory(held: int) -> TorchDispatchMode:
