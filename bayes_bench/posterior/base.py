@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple, Self, final
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from bayes_bench.errors import (
     DataError,
@@ -35,6 +36,7 @@ from bayes_bench.posterior.checks import check_data, check_draw, digest, resolve
 from bayes_bench.posterior.examples import Examples, FitData
 from bayes_bench.posterior.export import DrawnNetworks
 from bayes_bench.posterior.likelihood import Likelihood
+from bayes_bench.posterior.loaders import as_fit_data, as_inputs
 from bayes_bench.posterior.predictive import (
     ClassPrediction,
     ClassReducer,
@@ -214,9 +216,10 @@ class WeightPosterior(ABC):
     @final
     def fit(
         self,
-        data: FitData | tuple[Tensor, Tensor],
+        data: FitData | Examples | tuple[Any, Any] | Dataset[Any] | DataLoader[Any],
         *,
         budget: int,
+        validation: Examples | tuple[Any, Any] | Dataset[Any] | DataLoader[Any] | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
         monitor: Monitor | None = None,
@@ -225,7 +228,10 @@ class WeightPosterior(ABC):
         """Train on ``data`` within ``budget`` network-example gradient evaluations.
 
         Args:
-            data: training and validation examples, or just a pair ``(x, y)``.
+            data: training and validation examples together, or training examples alone: a pair ``(x, y)`` of tensors or
+                arrays, a map-style ``Dataset`` of such pairs, or a ``DataLoader`` of one. A dataset is read once, and
+                what makes a batch follows from ``seed``, not from the loader.
+            validation: examples for early stopping and the log, as ``data``; default: none.
             budget: one network, one example, forward and backward = 1; forward only = 1/3.
             seed: of everything random in training. The global random state is neither read nor changed.
             snapshots: a folder: a fit that was interrupted goes on from what it has left there, to the same networks.
@@ -237,8 +243,7 @@ class WeightPosterior(ABC):
             UnsupportedNetworkError: the method cannot treat a layer of the network.
             DivergenceError: the loss or the weights became NaN or infinite.
         """
-        if isinstance(data, tuple):
-            data = FitData(Examples(*data))
+        data = as_fit_data(data, validation)
         resolved = resolve_device(device)
         self.check_fit(data, budget)
         self.fitted = False  # a fit that fails leaves no half-trained posterior behind
@@ -428,18 +433,19 @@ class WeightPosterior(ABC):
     @torch.no_grad()
     def predict(
         self,
-        x: Tensor,
+        x: Any,
         weights: Mapping[str, Tensor] | Iterable[Mapping[str, Tensor]],
         *,
         memory_limit: int | None = None,
     ) -> ClassPrediction | ValuePrediction:
         """Mean, entropy and mutual information, or the variances of a regression, of the mixture on x ``[B, ...]``.
 
+        x is a tensor or an array, or a ``Dataset`` or ``DataLoader``, whose targets are passed over.
         ``weights`` is a draw, or several one after the other, such as ``iter_samples`` gives: then no more networks
         are held at once than one of them has.
         """
         draws = [weights] if isinstance(weights, Mapping) else weights
-        x = self.features(x)
+        x = self.features(as_inputs(x))
         memory_limit = self.memory_limit if memory_limit is None else memory_limit
         classes = self.likelihood.kind == "classification"
         chunks: tuple[Tensor, ...] = ()
