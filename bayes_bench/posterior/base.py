@@ -30,7 +30,7 @@ from bayes_bench.errors import (
     UsageError,
 )
 from bayes_bench.host import plugins
-from bayes_bench.host.machine import memory_bytes
+from bayes_bench.host.machine import memory_bytes, size_in_words
 from bayes_bench.posterior.backbone import Backbone
 from bayes_bench.posterior.checks import check_data, check_draw, digest, resolve_device
 from bayes_bench.posterior.examples import Examples, FitData
@@ -68,7 +68,7 @@ from bayes_bench.posterior.stored import (
 )
 from bayes_bench.posterior.training import FitSummary, Monitor, SnapshotMismatchError, TrainingLoop
 from bayes_bench.posterior.validation import prediction_scores, weight_spreads
-from bayes_bench.settings import MethodConfig, explain
+from bayes_bench.settings import MethodConfig, explain, fields_told
 
 
 class Held(NamedTuple):
@@ -121,6 +121,8 @@ class WeightPosterior(ABC):
     former_names: ClassVar[tuple[str, ...]] = ()
     """What files that were saved before the class moved call it, ``module:Class``; they load as well."""
     uses_prior: bool
+    _memory_remedy = ""
+    """What lowers the memory of a fit, where it is not the settings that say so."""
 
     def __init__(
         self,
@@ -307,6 +309,21 @@ class WeightPosterior(ABC):
         seen = self.as_seen(data)
         check_data(self.network, self.likelihood, seen)
         self._check_fit(seen, budget)
+        self._check_memory(seen, budget)
+
+    def _check_memory(self, data: FitData, budget: int) -> None:
+        """Refuse a fit that holds more than there is, before it takes the machine down with it."""
+        held = self._networks_held(1, data, budget)
+        needed, there = max(held.fit, held.state + held.draw) * self.network_bytes, memory_bytes()
+        if there is None or needed <= there:
+            return
+        names = fields_told(self.Config, "memory", True)
+        lower = f"lower {' or '.join(names)}, or " if names else ""
+        raise MemoryLimitError(
+            f"{type(self).__name__} would hold {needed / self.network_bytes:,.0f} times the network's "
+            f"{size_in_words(self.network_bytes)}, {size_in_words(needed)} in all, of this machine's "
+            f"{size_in_words(there)}; {self._memory_remedy or lower + 'choose a smaller network'}"
+        )
 
     @final
     def as_seen(self, data: FitData) -> FitData:

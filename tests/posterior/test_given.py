@@ -17,12 +17,13 @@ from bayes_bench import (
     FitData,
     HyperGAN,
     HyperGANConfig,
+    MemoryLimitError,
     StackedNetwork,
     UnsupportedNetworkError,
     UsageError,
     WeightPosterior,
 )
-from bayes_bench.posterior import backbone
+from bayes_bench.posterior import backbone, base
 from bayes_bench.posterior.preparation import prepare_network
 from bayes_bench_baselines import (
     APD,
@@ -34,6 +35,7 @@ from bayes_bench_baselines import (
     VI,
     APDConfig,
     DeepEnsemble,
+    DeepEnsembleConfig,
     HMCConfig,
     Laplace,
     MAPConfig,
@@ -254,3 +256,16 @@ def test_a_network_that_goes_on_after_its_last_layer_is_refused() -> None:
         posterior.fit(DATA, budget=100)
     posterior = MAP(network, Categorical(3), start="given", bayesian=["1"])
     posterior.fit(DATA, budget=100)
+
+
+def test_a_fit_that_cannot_fit_into_memory_is_refused_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Linear(2_000, 3_000)  # 6 million weights, of which dense heads hold 64 columns and their moments
+    x, y = torch.randn(4, 2_000), torch.zeros(4, dtype=torch.int64)
+    monkeypatch.setattr(base, "memory_bytes", lambda: 2**32)
+    with pytest.raises(MemoryLimitError, match=r"HyperGAN would hold .* set head='chunked'"):
+        HyperGAN(network, Categorical(3_000)).fit((x, y), budget=1000)
+    HyperGAN(network, Categorical(3_000), config=HyperGANConfig(head="chunked")).check_fit(
+        FitData(Examples(x, y)), budget=1000
+    )
+    with pytest.raises(MemoryLimitError, match=r"lower members or batch_size, or choose a smaller network"):
+        DeepEnsemble(network, Categorical(3_000), config=DeepEnsembleConfig(members=100)).fit((x, y), budget=10**6)

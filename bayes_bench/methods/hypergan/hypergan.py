@@ -33,6 +33,11 @@ class HyperGAN(WeightPosterior):
     def uses_prior(self) -> bool:  # type: ignore[override]
         return self.config.prior_weight > 0
 
+    @property
+    def _memory_remedy(self) -> str:  # type: ignore[override]
+        chunked = self.config.head == "chunked"
+        return "" if chunked else "set head='chunked', or lower the last of generator_hidden"
+
     def _networks_held(self, drawn: int, data: FitData, budget: int) -> Held:
         # A dense head has a column of its width for every weight, a chunked one at least what all codes share.
         config = self.config
