@@ -1,6 +1,6 @@
 """Target networks: plain ``nn.Sequential`` models.
 
-No dropout and no batch normalisation: a target network is a pure function of (weights, x).
+Without dropout, and but for ``resnet20`` without batch normalisation: pure functions of (weights, x).
 """
 
 from __future__ import annotations
@@ -117,6 +117,42 @@ def resnet(
             out_channels = width * 2**stage
             layers.append(ResidualBlock(channels, out_channels, 2 if stage and not block else 1, groups))
             channels = out_channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
+
+
+class _BatchNormBlock(nn.Module):
+    """Two 3×3 convolutions with batch normalisation and a shortcut, as He et al. (2016) have them on CIFAR-10."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm1(self.conv1(x)).relu()
+        out = self.norm2(self.conv2(out)) + self.shortcut(x)
+        return out.relu()
+
+
+def resnet20(input_shape: tuple[int, int, int], outputs: int) -> nn.Sequential:
+    """ResNet-20 with batch normalisation (He et al. 2016, section 4.2), 0.27 M weights: ``[B, C, H, W]`` → ``[B, outputs]``.
+
+    Shortcuts that change the shape are 1×1 convolutions. For suites that start at given weights: the entry point
+    ``resnet20`` of the group ``bayes_bench.networks``.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    channels = 16
+    for width, stride in ((16, 1), (32, 2), (64, 2)):
+        for block in range(3):
+            layers.append(_BatchNormBlock(channels, width, stride if block == 0 else 1))
+            channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
 
 
