@@ -144,8 +144,8 @@ class _BatchNormBlock(nn.Module):
 def resnet20(input_shape: tuple[int, int, int], outputs: int) -> nn.Sequential:
     """ResNet-20 with batch normalisation (He et al. 2016, section 4.2): ``[B, C, H, W]`` → ``[B, outputs]``.
 
-    0.27 million weights. Shortcuts that change the shape are 1×1 convolutions. For suites that start at given weights: the entry point
-    ``resnet20`` of the group ``bayes_bench.networks``.
+    0.27 million weights. Shortcuts that change the shape are 1×1 convolutions. For suites that start at given weights:
+    the entry point ``resnet20`` of the group ``bayes_bench.networks``.
     """
     layers: list[nn.Module] = [nn.Conv2d(input_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     channels = 16
