@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from bayes_bench.errors import UsageError, unknown_name
@@ -138,7 +139,7 @@ class _BatchNormBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.norm1(self.conv1(x)).relu()
         out = self.norm2(self.conv2(out)) + self.shortcut(x)
-        return out.relu()
+        return torch.relu(out)
 
 
 def resnet20(input_shape: tuple[int, int, int], outputs: int) -> nn.Sequential:

@@ -30,6 +30,7 @@ from bayes_bench.jobs.watch import FitProgress, Watch
 from bayes_bench.methods import registry
 from bayes_bench.metrics.measure import measure
 from bayes_bench.posterior.base import WeightPosterior, WeightSamples
+from bayes_bench.posterior.checks import SEEDS
 from bayes_bench.posterior.snapshots import Snapshots
 from bayes_bench.posterior.surroundings import is_small, limited_threads, settled, warm_up
 from bayes_bench.posterior.training import FitSummary, Monitor
@@ -238,11 +239,11 @@ def fit_and_draw(
 ) -> tuple[WeightPosterior, FitSummary, WeightSamples]:
     """A fitted posterior, what the fit cost, and the one draw that every metric of the job speaks of."""
     posterior = build_posterior(job, task, memory_limit_mb)
-    seed = derived_seed(job.seed, "fit")
+    seed = derived_seed(job.seed, "fit") % SEEDS
     fit = posterior.fit(
         task.fit_data, budget=job.budget, seed=seed, device=device, monitor=monitor, snapshots=snapshots
     )
-    return posterior, fit, posterior.sample(NETWORKS, seed=derived_seed(job.seed, "sample"))
+    return posterior, fit, posterior.sample(NETWORKS, seed=derived_seed(job.seed, "sample") % SEEDS)
 
 
 def _time_prediction(posterior: WeightPosterior, weights: WeightSamples, x: Tensor) -> float:

@@ -17,6 +17,7 @@ from bayes_bench.jobs.memory import stored_bytes
 from bayes_bench.jobs.predictions import predict
 from bayes_bench.jobs.provenance import derived_seed
 from bayes_bench.posterior.base import WeightPosterior
+from bayes_bench.posterior.checks import SEEDS
 from bayes_bench.posterior.snapshots import Snapshots
 from bayes_bench.posterior.surroundings import limited_threads, settled, warm_up
 from bayes_bench.tasks.task import Task
@@ -109,7 +110,7 @@ def _pace(posterior: WeightPosterior, job: Job, task: Task, device: torch.device
     watch = _Stopwatch()
     try:
         fit = posterior.fit(
-            task.fit_data, budget=job.budget, seed=derived_seed(job.seed, "fit"), device=device, snapshots=watch
+            task.fit_data, budget=job.budget, seed=derived_seed(job.seed, "fit") % SEEDS, device=device, snapshots=watch
         )
     except KeyboardInterrupt:
         if not watch.stopped:

@@ -21,6 +21,7 @@ from bayes_bench.errors import DataError, named
 from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.methods import registry
 from bayes_bench.posterior.base import WeightPosterior, WeightSamples
+from bayes_bench.posterior.checks import SEEDS
 from bayes_bench.posterior.likelihood import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood
 from bayes_bench.posterior.predictive import ClassPrediction, ValuePrediction, summarise_classes, summarise_values
 from bayes_bench.posterior.prior import GaussianPrior
@@ -127,7 +128,7 @@ def load(
     network = build_network(spec, shape, likelihood.output_width, seeds[0], tuple(allow_code))
     posterior = registry.method_class(record["method"]).load(path, network, likelihood, prior)
     posterior.memory_limit = memory_limit * 2**20
-    weights = posterior.sample(record["networks"], seed=seeds[1])
+    weights = posterior.sample(record["networks"], seed=seeds[1] % SEEDS)
     classes, features = record["data"]["classes"], record["data"].get("features") or ()
     return FittedJob(record, posterior, weights, units, shape, tuple(classes), tuple(features))
 

@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         layer = self.network.get_submodule(self.path)
         hook = layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
         try:
-            outputs = self.network(x)
+            outputs = self.network(x.clone())  # it may work in place
         finally:
             hook.remove()
         # By shape and values: a reshape of the outputs changes nothing, anything else would be lost.

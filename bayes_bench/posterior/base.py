@@ -32,7 +32,7 @@ from bayes_bench.errors import (
 from bayes_bench.host import plugins
 from bayes_bench.host.machine import memory_bytes, size_in_words
 from bayes_bench.posterior.backbone import Backbone
-from bayes_bench.posterior.checks import check_data, check_draw, digest, resolve_device
+from bayes_bench.posterior.checks import check_data, check_draw, digest, generator, resolve_device, writes_to_inputs
 from bayes_bench.posterior.examples import Examples, FitData
 from bayes_bench.posterior.export import DrawnNetworks
 from bayes_bench.posterior.likelihood import Likelihood
@@ -56,7 +56,7 @@ from bayes_bench.posterior.preparation import (
 )
 from bayes_bench.posterior.prior import GaussianPrior
 from bayes_bench.posterior.snapshots import Snapshots
-from bayes_bench.posterior.stacked.network import StackedNetwork
+from bayes_bench.posterior.stacked.network import StackedNetwork, without_fast_path
 from bayes_bench.posterior.stacked.scaled import take_networks
 from bayes_bench.posterior.stored import (
     bounded_memory,
@@ -142,6 +142,8 @@ class WeightPosterior(ABC):
         self.backbone = Backbone(whole, last_layer(whole)) if bayesian == "last" else None
         """What comes before the last layer, where that alone is random: ``network`` is then the last layer."""
         self._fitting = False
+        self._guard: Any = None
+        """Where the network works in place on its inputs: what gives it copies."""
         self.network = self.backbone.head() if self.backbone else whole
         self._norms_replaced = sum(map(is_batch_norm, network.modules())) - sum(map(is_batch_norm, whole.modules()))
         self.likelihood = likelihood
@@ -290,11 +292,12 @@ class WeightPosterior(ABC):
         if snapshots is not None:
             snapshots.begin()
         while True:
-            rng = torch.Generator().manual_seed(seed)
+            rng = generator(seed)
             loop = TrainingLoop(budget, monitor, rng=rng, snapshots=snapshots)
             loop.notes += notes
             try:
-                self._fit(data, loop, rng)
+                with without_fast_path(), self._ending("a fit"):
+                    self._fit(data, loop, rng)
             except SnapshotMismatchError:
                 assert snapshots is not None
                 snapshots.clear("starts again: its snapshot is not one of this fit")
@@ -306,10 +309,13 @@ class WeightPosterior(ABC):
         """Whether ``fit`` could start: returns, or raises what ``fit`` would raise before training."""
         if budget < 1:
             raise UsageError(f"the budget must be at least 1 gradient evaluation, got {budget}")
-        seen = self.as_seen(data)
-        check_data(self.network, self.likelihood, seen)
-        self._check_fit(seen, budget)
-        self._check_memory(seen, budget)
+        with without_fast_path():
+            seen = self.as_seen(data)
+            check_data(self.network, self.likelihood, seen)
+            if writes_to_inputs(self.network, seen.train.x[:1]) and self._guard is None:
+                self._guard = self.network.register_forward_pre_hook(_on_copies)
+            self._check_fit(seen, budget)
+            self._check_memory(seen, budget)
 
     def _check_memory(self, data: FitData, budget: int) -> None:
         """Refuse a fit that holds more than there is, before it takes the machine down with it."""
@@ -404,7 +410,7 @@ class WeightPosterior(ABC):
         return self._chunks(size, seed, chunk or max(1, self.memory_limit // (8 * bytes_each)))
 
     def _chunks(self, size: int, seed: int, chunk: int) -> Iterator[WeightSamples]:
-        rng = torch.Generator().manual_seed(seed)
+        rng = generator(seed)
         # A method of finite support holds all its networks anyway, and chooses among them once.
         chosen = None if self.support is None else self._draw(size, seed)
         for start in range(0, size, chunk):
@@ -412,13 +418,28 @@ class WeightPosterior(ABC):
                 yield {name: value[start : start + chunk] for name, value in chosen.items()}
             else:
                 with torch.no_grad():  # ends before the caller goes on
-                    part = self._checked(self._sample(min(chunk, size - start), rng), min(chunk, size - start))
+                    part = self._sampled(min(chunk, size - start), rng)
                 yield part
 
     @torch.no_grad()
     def _draw(self, n: int, seed: int) -> WeightSamples:
         size = n if self.support is None else min(n, self.support)
-        return self._checked(self._sample(size, torch.Generator().manual_seed(seed)), size)
+        return self._sampled(size, generator(seed))
+
+    def _sampled(self, n: int, rng: torch.Generator) -> WeightSamples:
+        with self._ending("a draw"):
+            return self._checked(self._sample(n, rng), n)
+
+    @contextmanager
+    def _ending(self, where: str) -> Iterator[None]:
+        """Within it, a library that ends the process raises an error instead."""
+        try:
+            yield
+        except SystemExit as error:
+            raise PluginError(
+                f"what {type(self).__name__} uses asked to end the process in the middle of {where} (exit code "
+                f"{error.code}); its library may not take such data or numbers"
+            ) from error
 
     def _checked(self, weights: WeightSamples, size: int) -> WeightSamples:
         if not isinstance(weights, Mapping) or not weights:
@@ -817,3 +838,7 @@ def _registered(about: Mapping[str, Any], path: str | os.PathLike[str]) -> type[
     if not issubclass(found, WeightPosterior):
         raise PluginError(f"the method {name!r} is not a subclass of WeightPosterior")
     return found
+
+
+def _on_copies(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)

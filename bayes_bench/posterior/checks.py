@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from bayes_bench.errors import DataError, DivergenceError, PluginError, UnsupportedNetworkError, UsageError
 from bayes_bench.posterior.examples import FitData
 from bayes_bench.posterior.likelihood import Likelihood
+from bayes_bench.posterior.stacked.network import examples_apart
 from bayes_bench.posterior.stacked.scaled import InputScaled
+
+SEEDS = 2**32
+"""Seeds that differ: of larger ones PyTorch takes the last 32 bits."""
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
@@ -50,6 +54,21 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+PROBED = 4
+"""Examples that a network is tried on."""
+
+
+def generator(seed: int) -> torch.Generator:
+    """A CPU generator of that seed.
+
+    Raises:
+        UsageError: PyTorch would take it for another one.
+    """
+    if not 0 <= seed < SEEDS:
+        raise UsageError(f"seed {seed} is not in 0…{SEEDS - 1}: others would repeat, as PyTorch takes 32 bits of them")
+    return torch.Generator().manual_seed(seed)
+
+
 def check_data(network: nn.Module, likelihood: Likelihood, data: FitData) -> None:
     """Do the data go with the network and the likelihood? One forward pass of one network, before training starts.
 
@@ -68,12 +87,17 @@ def check_data(network: nn.Module, likelihood: Likelihood, data: FitData) -> Non
             if int(y.min()) < 0 or int(y.max()) >= classes:
                 raise DataError(f"{label} targets must lie in 0…{classes - 1}, got {int(y.min())}…{int(y.max())}")
         elif not y.is_floating_point() or y.dim() != 2 or y.shape[1] != likelihood.target_width:
+            given = y.shape[1] if y.dim() == 2 else 0
+            remedy = ""
+            if given > likelihood.target_width:
+                remedy = f"; say dimensions={given} to {type(likelihood).__name__}"
             raise DataError(
                 f"{label} targets must be floats of shape [N, {likelihood.target_width}], got {y.dtype} of "
-                f"{list(y.shape)}"
+                f"{list(y.shape)}{remedy}"
             )
     parameter = next(network.parameters())
-    probe = data.train.x[:2].to(parameter.device)
+    # A copy: a network may work in place on what it is given, and this is the caller's.
+    probe = data.train.x[:PROBED].to(parameter.device).clone()
     if probe.is_floating_point() and probe.dtype != parameter.dtype:
         raise DataError(
             f"the inputs are {probe.dtype} and the network's weights {parameter.dtype}; convert one of them, "
@@ -81,7 +105,7 @@ def check_data(network: nn.Module, likelihood: Likelihood, data: FitData) -> Non
         )
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            outputs, again = network(probe), network(probe)
+            outputs, again = network(probe.clone()), network(probe.clone())
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise DataError(f"the network cannot take inputs of shape {list(data.train.x.shape[1:])}: {error}") from error
     expected = (len(probe), likelihood.output_width)
@@ -93,6 +117,20 @@ def check_data(network: nn.Module, likelihood: Likelihood, data: FitData) -> Non
             "two evaluations of the same inputs differ: the network draws random numbers (functional dropout "
             "without training=self.training?); make it a pure function of (weights, x)"
         )
+    if not examples_apart(network, probe):
+        raise UnsupportedNetworkError(
+            "the outputs of an example depend on the other examples of its batch (statistics over the batch?); make "
+            "the network a function of single examples"
+        )
+
+
+def writes_to_inputs(network: nn.Module, x: Tensor) -> bool:
+    """Whether a network changes the inputs x ``[B, …]`` that it is given; it is given a copy here."""
+    x = x.to(next(network.parameters()).device)
+    given = x.clone()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        network(given)
+    return not torch.equal(given, x)
 
 
 def check_draw(method: str, shapes: Mapping[str, torch.Size], weights: Mapping[str, Tensor], size: int) -> None:

@@ -65,7 +65,7 @@ class DrawnNetworks(nn.Module):
     def forward(self, x: Tensor) -> ClassOutputs | ValueOutputs:
         """Of inputs ``[B, …]``, as the posterior takes them."""
         seen = x if self.before is None else self.before(x)
-        predicted = [self._predicted(s, network(seen)) for s, network in enumerate(self.networks)]
+        predicted = [self._predicted(s, network(seen.clone())) for s, network in enumerate(self.networks)]
         if self.classes:
             probs = torch.stack([one["log_probs"] for one in predicted]).exp()
             mean = probs.mean(0)

@@ -50,7 +50,15 @@ def prepare_network(
             raise UnsupportedNetworkError(f"parameter {name!r} is lazy; run one batch through the network first")
         if name.startswith(RESERVED):
             raise UnsupportedNetworkError(f"the name {name!r} is reserved for the likelihood; rename the module")
-    prepared = copy.deepcopy(network).eval()
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise UnsupportedNetworkError(
+                f"parameter {name!r} is {str(parameter.dtype).removeprefix('torch.')}; posteriors are computed in "
+                "float32 or float64: give network.float()"
+            )
+    prepared = _copied(network).eval()
+    for name, module in prepared.named_modules():
+        if getattr(module, "max_norm", None) is not None:
+            raise UnsupportedNetworkError(f"layer {name!r} (max_norm) writes to its weights; leave max_norm out")
     if (batch_norm or ("frozen" if start == "given" else "group")) == "group":
         if start == "given" and any(map(is_batch_norm, prepared.modules())):
             raise UsageError("batch_norm='group' makes another function of given weights; it goes with start='fresh'")
@@ -63,6 +71,21 @@ def prepare_network(
             )
     _choose(prepared, bayesian)
     return prepared
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy that shares nothing.
+
+    Raises:
+        UnsupportedNetworkError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # whatever its parts say to it
+        raise UnsupportedNetworkError(
+            f"the network cannot be copied ({' '.join(str(error).split())[:200]}); torch.nn.utils.weight_norm and its "
+            "like have successors in torch.nn.utils.parametrizations that can"
+        ) from error
 
 
 def is_batch_norm(module: nn.Module) -> bool:

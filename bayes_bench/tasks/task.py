@@ -330,7 +330,7 @@ def _check_network(task: Task) -> None:
     network = task.build_network(0).eval()
     try:
         with torch.no_grad():
-            outputs = network(task.fit_data.train.x[:2])
+            outputs = network(task.fit_data.train.x[:2].clone())
     except (RuntimeError, ValueError, TypeError) as error:
         shape = list(task.fit_data.train.x.shape[1:])
         raise UsageError(f"the network does not take inputs of shape {shape}: {error}") from error

@@ -83,7 +83,7 @@ def test_regression_targets_need_a_dimension():
 
 def test_outputs_must_have_the_likelihoods_width():
     with pytest.raises(
-        DataError, match=r"Categorical\(4\) needs outputs of shape \[2, 4\], the network gives \[2, 3\]"
+        DataError, match=r"Categorical\(4\) needs outputs of shape \[4, 4\], the network gives \[4, 3\]"
     ):
         MAP(classification().network, Categorical(4)).fit(classification().data, budget=1000)
 

@@ -334,8 +334,8 @@ def test_missing_or_misshapen_weights_are_errors():
         stacked(weights | {"1.bias": torch.zeros(3, 9)}, x)
     with pytest.raises(UsageError, match="own_inputs"):
         stacked(weights, torch.randn(2, 5, 4), own_inputs=True)
-    with pytest.raises(UsageError, match="at least one example"):
-        stacked(weights, torch.randn(0, 4))
+    assert stacked(weights, torch.randn(0, 4)).shape == (3, 0, 2)
+    assert stacked(weights, torch.randn(3, 0, 4), own_inputs=True).shape == (3, 0, 2)
     with pytest.raises(UsageError, match="no networks"):
         stacked({name: w[:0] for name, w in weights.items()}, x)
 

@@ -52,19 +52,22 @@ class MCDropout(WeightPosterior):
             UnsupportedNetworkError: none is left, or a layer is used twice or shares its weight, so that no
                 one mask belongs to it.
         """
-        calls: list[str] = []
-        candidates = {name: layer for name, layer in self.network.named_modules() if type(layer) in MASKED}
+        modules = dict(self.network.named_modules())
+        candidates = {name: layer for name, layer in modules.items() if type(layer) in MASKED}
+        seen = [name for name, layer in modules.items() if any(p.dim() >= 2 for p in layer.parameters(recurse=False))]
+        order: list[str] = []
         handles = [
-            layer.register_forward_pre_hook(lambda _, __, name=name: calls.append(name))
-            for name, layer in candidates.items()
+            modules[name].register_forward_pre_hook(lambda _, __, name=name: order.append(name)) for name in seen
         ]
         try:
             with torch.no_grad():
-                self.network(x)
+                self.network(x.clone())  # it may work in place
         finally:
             for handle in handles:
                 handle.remove()
-        names = calls if self.backbone else calls[1:]  # without features the first one's input is the data
+        calls = [name for name in order if name in candidates]
+        # The first layer's input is the data, unless they are features, or another kind of layer came before.
+        names = calls if self.backbone or order[:1] != calls[:1] else calls[1:]
         if self.config.where == "linear":
             names = [name for name in names if isinstance(candidates[name], nn.Linear)]
         elif self.config.where == "last":
@@ -174,8 +177,8 @@ class MCDropout(WeightPosterior):
         # Network by network, so that a draw of k is the start of a draw of n.
         masks = [{name: self._mask((_inputs(layer),), rng) for name, layer in layers.items()} for _ in range(n)]
         for name, layer in layers.items():
-            columns = torch.stack([mask[name] for mask in masks])
             weight = weights[_weight(name)][0]
+            columns = torch.stack([mask[name] for mask in masks]).to(weight.dtype)
             # In factors: evaluating it scales the layer's inputs and shares the weight.
             weights[_weight(name)] = (
                 InputScaled(weight, columns)

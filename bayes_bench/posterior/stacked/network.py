@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -25,8 +26,45 @@ from bayes_bench.posterior.stacked.scaled import InputScaled, take
 MEMORY_LIMIT = MEMORY_LIMIT_MB * 2**20
 """Bytes that one call may use for intermediate values, where nothing else is set."""
 
+SAME = 1e-3
+"""Of the largest output: by so much two ways of computing it may differ by rounding."""
+PROBED = 4
+"""Examples by which it is seen whether a network looks at them one by one."""
+
 PerExample = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 """(outputs ``[S, B, K]``, targets, weights) → loss of each network on each example ``[S, B]``."""
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Within it, attention is computed by operations that can be differentiated and stacked; PyTorch's inference path
+    for it can be neither.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def examples_apart(network: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a network gives the examples of a batch x ``[B, …]`` what it gives to parts of it, up to rounding."""
+    half = len(x) // 2
+    if half == 0:
+        return True
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            whole = network(x.clone())
+            parts = torch.cat([network(x[:half].clone()), network(x[half:].clone())])
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return _same(parts, whole)
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    scale = float(expected.nan_to_num(0, 0, 0).abs().max()) + 1.0
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=SAME * scale, equal_nan=True)
 
 
 class StackedNetwork:
@@ -50,6 +88,8 @@ class StackedNetwork:
         self.method: Literal["plan", "vmap", "loop"] = "plan"
         self.reason = ""
         self._needs: dict[tuple[Any, ...], _Needs] = {}
+        self._apart: bool | None = None
+        """Whether examples may be evaluated apart, where there is no plan; None: not known yet."""
         try:
             self._plan = make_plan(network)
         except NotStackableError as error:
@@ -107,6 +147,9 @@ class StackedNetwork:
         """
         own, networks = self._check(weights, x, own_inputs)
         memory_limit = self.memory_limit if memory_limit is None else memory_limit
+        if _examples(x, own_inputs) == 0:
+            some = x.new_zeros([max(1, size) for size in x.shape])
+            return self(weights, some, own_inputs=own_inputs)[:, :0]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *own.values())):
             return self._differentiable_outputs(own, x, networks, own_inputs, memory_limit)
         return self._plain_outputs(own, x, networks, own_inputs, memory_limit)
@@ -211,7 +254,11 @@ class StackedNetwork:
         return each * blocks.networks * blocks.examples
 
     def _fall_back(self, reason: str) -> None:
+        self._plan = None
         self.method, self.reason = "vmap", reason
+        if any(getattr(module, "padding_idx", None) is not None for module in self._network.modules()):
+            # vmap leaves out the gradient of the padding's row in the first network alone.
+            self.method, self.reason = "loop", f"{reason}; vmap does not know padding_idx"
 
     def _check(self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool) -> tuple[dict[str, Tensor], int]:
         # functional_call would silently use the module's own tensor for a missing or misspelt name.
@@ -227,8 +274,6 @@ class StackedNetwork:
             raise UsageError(f"own_inputs: {x.shape[0]} sets of inputs for {networks} networks; give one each")
         if networks == 0:
             raise UsageError("no networks to evaluate; draw at least one")
-        if _examples(x, own_inputs) == 0:
-            raise UsageError("no inputs to evaluate; give at least one example")
         return own, networks
 
     # Whole calls, block by block ------------------------------------------------------------------------------
@@ -362,21 +407,22 @@ class StackedNetwork:
             except Exception as error:
                 # The caller's mistake where the network itself fails on this input; else the plan's.
                 self._run_first(weights, x, own_inputs)
-                self._plan = None
                 self._fall_back(_first_line(error))
         return self._generic(weights, x, networks, own_inputs)
 
-    def _run_first(self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool) -> None:
-        """Evaluate the first network as it is, for the error that it raises."""
-        first = {name: w[0] for name, w in weights.items()}
+    def _run_first(self, weights: Mapping[str, Tensor], x: Tensor, own_inputs: bool) -> Tensor:
+        """Outputs of the first network as it is, or the error that it raises."""
+        first = {name: take(w, 0, 1)[0] for name, w in weights.items()}
         with torch.no_grad():
-            functional_call(self._network, first, (x[0] if own_inputs else x,))
+            out: Tensor = functional_call(self._network, first, ((x[0] if own_inputs else x).clone(),))
+        return out
 
     def _generic(self, weights: Mapping[str, Tensor], x: Tensor, networks: int, own_inputs: bool) -> Tensor:
         """``vmap`` over the networks where that works, else one network after the other."""
 
         def one(w: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            out: Tensor = functional_call(self._network, w, (inputs,))
+            # A copy: the network may work in place, and the inputs are the caller's and the other networks'.
+            out: Tensor = functional_call(self._network, w, (inputs.clone(),))
             return out
 
         own = {name: w.expand(networks, *w.shape[1:]) for name, w in weights.items()}
@@ -395,6 +441,18 @@ class StackedNetwork:
             self.method = "loop"
             self.reason += f"; vmap: {reason}"
         return outputs
+
+    def _examples_apart(self, weights: Mapping[str, Tensor], x: Tensor) -> bool:
+        first = {name: take(w, 0, 1)[0] for name, w in weights.items()}
+        return examples_apart(lambda part: functional_call(self._network, first, (part,)), x)
+
+    def _check_plan(self, first: Mapping[str, Tensor], x: Tensor) -> None:
+        """Give the plan up where it does not compute what the network does, whatever the reason may be."""
+        if self._plan is not None:
+            with torch.no_grad():
+                found = self._block(first, x, 1, False)[0]
+            if not _same(found, self._run_first(first, x, False)):
+                self._fall_back("the plan's outputs are not the network's")
 
     def _shared_steps(self, compact: Mapping[str, Tensor], own_inputs: bool) -> frozenset[str]:
         if self._plan is None:
@@ -419,7 +477,7 @@ class StackedNetwork:
             "gradients": gradients,
             "weight_bytes": weight_bytes,
         }
-        if self._plan is None:  # a network that is not understood may join examples: they stay together
+        if self._plan is None and not self._apart:  # a network that joins examples: they stay together
             return Blocks(choose_blocks(networks, 1, bytes_each=bytes_each * batch, **options).networks, batch)
         return choose_blocks(networks, batch, bytes_each=bytes_each, **options)
 
@@ -437,13 +495,16 @@ class StackedNetwork:
     ) -> _Needs:
         """What one network needs for one example; what all networks share is not counted."""
         examples = (x[0] if own_inputs else x).detach()
-        if self._plan is not None:
+        if self._plan is None and self._apart is None and len(examples) > 1:
+            self._apart = self._examples_apart(weights, examples[:PROBED])
+        if self._plan is not None or self._apart:
             examples = examples[:1]
         kinds = tuple((w.dtype, isinstance(w, InputScaled)) for w in weights.values())
         key = (examples.shape, examples.dtype, kinds, self.method, shared)
         if key not in self._needs:
             first, memo = _slice(weights, 0, 1), dict[str, Any]()
             try:
+                self._check_plan(first, examples)
                 with torch.no_grad():
                     if shared:
                         self._block(first, examples, 1, False, memo, shared)

@@ -95,6 +95,8 @@ def make_plan(network: nn.Module) -> Plan:
     for name, module in network.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise NotStackableError(f"module {name or 'network'} has forward hooks")
+        if "forward" in vars(module):
+            raise NotStackableError(f"the forward of module {name or 'network'} was replaced")
         if hasattr(module, "parametrizations"):
             raise NotStackableError(f"module {name or 'network'} is parametrised")
     # Wrapped, because a root that is itself a layer would be traced into instead of being one operation.
