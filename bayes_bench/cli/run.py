@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,15 +27,16 @@ from bayes_bench.cli.options import (
     split_names,
     threads_option,
 )
-from bayes_bench.errors import BayesBenchError, UsageError
+from bayes_bench.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from bayes_bench.analysis.records import Run
     from bayes_bench.jobs.job import Conditions, Job
     from bayes_bench.jobs.pace import Expectation
     from bayes_bench.runs.executors.base import Workers
-    from bayes_bench.tasks.spec import TaskSpec
-    from bayes_bench.tasks.task import Task
+    from bayes_bench.runs.observer import Observer
 
 
 DEFAULT_SUITES = ("digits", "cubic")
@@ -162,7 +162,7 @@ def run(
     Exit code: 0, or 1 when a job failed, 2 for a mistake in the input, 130 after Ctrl-C.
     """
     from bayes_bench.cli.options import parse_override, parse_seeds
-    from bayes_bench.jobs.plan import find_finished, plan
+    from bayes_bench.jobs.plan import plan
     from bayes_bench.results.folder import check_run_dir
     from bayes_bench.tasks.suites import load_suite
 
@@ -180,18 +180,15 @@ def run(
     )
     run_dir = out or Path("reports/runs") / "+".join(spec.name for spec in specs)
     check_run_dir(run_dir)
-    from bayes_bench.cli import tables
     from bayes_bench.cli.console import stdout
     from bayes_bench.cli.progress import progress
 
-    if dry_run:
-        place = run_dir, conditions.device_class, conditions.memory_limit_mb
-        waiting = [job for job in planned if fresh or not find_finished(job, *place)]
-        table, sentence = tables.plan_table(planned, waiting, run_dir, _expectations(waiting, conditions, workers))
-        stdout().print(table)
-        click.echo(sentence)
-        return 0
     with progress(quiet) as observer:
+        if dry_run:
+            table, sentence = _dry_run(planned, run_dir, conditions, workers, observer, fresh=fresh)
+            stdout().print(table)
+            click.echo(sentence)
+            return 0
         from bayes_bench.runs.run import run as run_jobs
 
         result = run_jobs(
@@ -217,39 +214,33 @@ def run(
     return result.exit_code
 
 
-def _expectations(jobs: Sequence[Job], conditions: Conditions, workers: Workers) -> dict[tuple[str, str], Expectation]:
-    """By a few steps of a job of every task and label; of tasks alone whose data are here.
+def _dry_run(
+    planned: Sequence[Job],
+    run_dir: Path,
+    conditions: Conditions,
+    workers: Workers,
+    observer: Observer,
+    *,
+    fresh: bool,
+) -> tuple[Table, str]:
+    """What a run would do, after all that it would refuse, and how long by a few steps of a job of every row.
 
     Raises:
-        BayesBenchError: data are damaged, or a method refuses its task or budget.
+        BayesBenchError: what ``runs.run`` would raise before its first job.
     """
+    from bayes_bench.cli import tables
     from bayes_bench.jobs.pace import expectation
-    from bayes_bench.tasks.task import build_task
+    from bayes_bench.results.folder import job_state
+    from bayes_bench.runs.run import prepare
 
-    conditions = replace(conditions, device=workers.device(conditions.device))
-    tasks: dict[str, Task | None] = {}
-    found = {}
-    for job in jobs:
-        name = job.task.model_dump_json()
-        if name not in tasks:
-            here = workers.executor == "local" and _has_data(job.task, conditions)
-            tasks[name] = build_task(job.task, conditions.data_root, conditions.allow_code) if here else None
-        task = tasks[name]
-        if task is not None and (name, job.label) not in found:
-            try:
-                found[name, job.label] = expectation(job, task, conditions)
-            except BayesBenchError as error:
-                raise type(error)(f"{job.task.name}/{job.label}: {error}") from error
-    return found
-
-
-def _has_data(task: TaskSpec, conditions: Conditions) -> bool:
-    """Whether a task's data are here, so that nothing would be downloaded."""
-    from bayes_bench import data
-
-    root = data.resolve_data_root(conditions.data_root)
-    sources = [data.find_source(one.source) for one in (task.data, *task.ood, *task.validation_ood)]
-    return all(one and (one.files is None or one.files.found(root).state == "present") for one in sources)
+    conditions, placed = prepare(planned, run_dir, conditions, workers, observer)
+    waiting = [item for item in placed if fresh or job_state(item.folder, item.key).kind != "finished"]
+    found: dict[tuple[str, str], Expectation] = {}
+    for item in waiting if workers.executor == "local" else ():
+        row = item.job.task.model_dump_json(), item.job.label
+        if row not in found:
+            found[row] = expectation(item.job, item.task, conditions)
+    return tables.plan_table(planned, [item.job for item in waiting], run_dir, found)
 
 
 @cli.command()

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bayes_bench.errors import DataError, PluginError, UsageError, unknown_name
+from bayes_bench.errors import PluginError, UsageError, unknown_name
 from bayes_bench.host import plugins
-from bayes_bench.host.machine import MEMORY_LIMIT_MB
 from bayes_bench.jobs.job import Job
 from bayes_bench.methods import registry
-from bayes_bench.results.folder import RECORD, job_state, safe_name
-from bayes_bench.results.schema import read_record
 from bayes_bench.results.sets import KINDS
 from bayes_bench.settings import LARGEST_INTEGER
 from bayes_bench.tasks.spec import CategoricalSpec, MethodEntry, SuiteSpec, TaskSpec
@@ -98,20 +94,6 @@ def plan(
     _check_distinct([job for _, job in jobs])
     # Stable: within a seed the order of the suites stays.
     return tuple(job for _, job in sorted(jobs, key=lambda item: item[0]))
-
-
-def find_finished(job: Job, run_dir: Path, device: str = "auto", memory_limit_mb: int = MEMORY_LIMIT_MB) -> bool:
-    """Has the run folder a finished record of this job? Believes the checksum of the data that the record names."""
-    devices = ("cpu", "cuda") if device == "auto" else (device,)
-    for folder in (run_dir / "jobs" / safe_name(job.task.name) / safe_name(job.label)).glob(f"seed-{job.seed}-*"):
-        try:
-            checksum = read_record(folder / RECORD)["data"]["checksum"]
-        except (DataError, KeyError, TypeError):
-            continue
-        keys = (job.key(checksum, name, memory_limit_mb) for name in devices)
-        if any(job_state(folder, key).kind == "finished" for key in keys):
-            return True
-    return False
 
 
 def _check_published(suite: SuiteSpec, task: TaskSpec) -> None:

@@ -100,14 +100,7 @@ def run(
     from bayes_bench import report
 
     observer, workers = observer or Observer(), workers or Workers()
-    workers.check()
-    check_run_dir(run_dir)
-    check_not_in_use(run_dir)
-    conditions = _settled(conditions or Conditions(), workers, {job.method for job in jobs})
-    placed = _placed(jobs, run_dir, conditions)
-    _preflight(placed, conditions, observer, here=workers.executor == "local")
-    _check_references(placed, observer)
-    _check_threads(placed, conditions.threads, workers, observer)
+    conditions, placed = prepare(jobs, run_dir, conditions or Conditions(), workers, observer)
     stop, books = Stop(), _Books(placed, conditions, observer, fresh)
     with executors.choose(workers, conditions, books.watch, stop) as executor, locked(run_dir):
         _write_plan(run_dir, placed, suites, command, conditions)
@@ -121,6 +114,28 @@ def run(
         path = report.write(run_dir)
     counts = {kind: books.counts[kind] for kind in ("finished", "failed", "skipped")}
     return RunResult(run_dir, **counts, total=len(placed), interrupted=books.interrupted, report=path)
+
+
+def prepare(
+    jobs: Sequence[Job], run_dir: Path, conditions: Conditions, workers: Workers, observer: Observer
+) -> tuple[Conditions, list[PlacedJob]]:
+    """All that a run does before its first job but to write: tasks are made, and what would fail is refused.
+
+    Returns:
+        The conditions with the device that there is, and the jobs with their tasks, keys and folders.
+
+    Raises:
+        As ``run``.
+    """
+    workers.check()
+    check_run_dir(run_dir)
+    check_not_in_use(run_dir)
+    conditions = _settled(conditions, workers, {job.method for job in jobs})
+    placed = _placed(jobs, run_dir, conditions)
+    _preflight(placed, conditions, observer, here=workers.executor == "local")
+    _check_references(placed, observer)
+    _check_threads(placed, conditions.threads, workers, observer)
+    return conditions, placed
 
 
 def _settled(conditions: Conditions, workers: Workers, methods: set[str]) -> Conditions:

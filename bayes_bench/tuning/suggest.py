@@ -16,7 +16,7 @@ ATTEMPTS = 20
 """How often the sampler is asked for settings that were not tried before."""
 STUDY = "tune"
 """The study's name in the journal."""
-NO_OPTUNA = "tuning needs Optuna: pip install 'bayes-bench[tune]'"
+NO_OPTUNA = "tuning needs Optuna: pip install 'optuna>=4.0'"
 
 
 def load_optuna() -> Any:

@@ -332,6 +332,41 @@ def test_a_dry_run_of_a_suite_of_ones_own_reads_its_data(call, tmp_path: Path) -
     assert call("run", "own.toml", "--dry-run").code == 0
 
 
+TOO_DEEP = """
+name = "deep"
+methods = ["tiny"]
+seeds = [0]
+
+[[tasks]]
+name = "digits"
+budget = 1000
+data = {source = "digits"}
+network = {name = "convnet", channels = [3, 3, 3, 3], kernel = 3}
+"""
+
+
+@pytest.mark.parametrize(
+    ("suite", "options", "said"),
+    [
+        (TOO_DEEP, (), "image is too small"),
+        (TOO_DEEP.replace("[3, 3, 3, 3]", "[3]"), ("--set", "tiny.trouble=refuse"), "cannot treat layer '1'"),
+        (TOO_DEEP.replace("[3, 3, 3, 3]", "[3]"), ("--set", "tiny.trouble=refuse by budget"), "needs a budget of 7"),
+        (TOO_DEEP.replace("[3, 3, 3, 3]", "[3]") + 'reference = "cubic"', (), "the reference"),
+        (TOO_DEEP.replace("digits", "mnist"), ("--data-root", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_refuses(
+    call, tmp_path: Path, suite: str, options: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "s.toml").write_text(suite)
+    real = call("run", "s.toml", *options)
+    assert (real.code, said in real.err) == (2, True), real.err
+    left = sorted(tmp_path.iterdir())
+    dry = call("run", "s.toml", "--dry-run", *options)
+    assert (dry.code, dry.err, dry.out) == (2, real.err, "")
+    assert sorted(tmp_path.iterdir()) == left
+
+
 def test_the_quick_variant_is_a_suite_of_its_own(call, suite_file: str, tmp_path: Path) -> None:
     quick = "quick = {budget_scale = 0.25, seeds = [7]}\n"
     (tmp_path / "my.toml").write_text(quick + (tmp_path / "my.toml").read_text())

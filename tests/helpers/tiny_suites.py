@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import fake_methods
+from bayes_bench.errors import DataError
 from bayes_bench.host import plugins
+from bayes_bench.host.machine import MEMORY_LIMIT_MB
+from bayes_bench.jobs.job import Job
+from bayes_bench.results.folder import RECORD, job_state, safe_name
+from bayes_bench.results.schema import read_record
 from bayes_bench.tasks.spec import SuiteSpec
 
 CURVE = {
@@ -48,3 +54,17 @@ def register_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         plugins, "entry_points", lambda group: [*real(group=group), *(fakes if group == plugins.METHODS else [])]
     )
+
+
+def find_finished(job: Job, run_dir: Path, device: str = "auto", memory_limit_mb: int = MEMORY_LIMIT_MB) -> bool:
+    """Has the run folder a finished record of this job? Believes the checksum of the data that the record names."""
+    devices = ("cpu", "cuda") if device == "auto" else (device,)
+    for folder in (run_dir / "jobs" / safe_name(job.task.name) / safe_name(job.label)).glob(f"seed-{job.seed}-*"):
+        try:
+            checksum = read_record(folder / RECORD)["data"]["checksum"]
+        except (DataError, KeyError, TypeError):
+            continue
+        keys = (job.key(checksum, name, memory_limit_mb) for name in devices)
+        if any(job_state(folder, key).kind == "finished" for key in keys):
+            return True
+    return False

@@ -17,13 +17,13 @@ from bayes_bench import Categorical, MemoryLimitError, UsageError, report
 from bayes_bench.jobs import execute as execution
 from bayes_bench.jobs import memory
 from bayes_bench.jobs.job import Conditions
-from bayes_bench.jobs.plan import Override, find_finished, plan
+from bayes_bench.jobs.plan import Override, plan
 from bayes_bench.posterior.stacked import network
 from bayes_bench.results.folder import read_records
 from bayes_bench.runs.observer import Observer
 from bayes_bench.runs.run import run
 from bayes_bench.tasks.task import build_task
-from tiny_suites import CURVE, DIGITS, register_fakes, suite
+from tiny_suites import CURVE, DIGITS, find_finished, register_fakes, suite
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from bayes_bench.errors import DataError, UnsupportedNetworkError, UsageError
 from bayes_bench.jobs import execute as execution
 from bayes_bench.jobs import predictions
 from bayes_bench.jobs.job import Conditions, Job
-from bayes_bench.jobs.plan import Override, find_finished, plan
+from bayes_bench.jobs.plan import Override, plan
 from bayes_bench.jobs.predict import load
 from bayes_bench.jobs.provenance import derived_seed
 from bayes_bench.jobs.renew import recompute_metrics
@@ -28,7 +28,7 @@ from bayes_bench.runs import run as runner
 from bayes_bench.runs.observer import Observer
 from bayes_bench.tasks.task import build_task
 from fake_methods import Tiny
-from tiny_suites import CURVE, DIGITS, register_fakes, suite
+from tiny_suites import CURVE, DIGITS, find_finished, register_fakes, suite
 
 WRITE_REPORT = report.write
 
@@ -258,7 +258,11 @@ def test_changed_code_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("diverge", "DivergenceError: training diverged: loss is nan after 7 steps"),
         ("crash", "ZeroDivisionError: division by zero"),
-        ("exit", "SystemExit: 0"),
+        (
+            "exit",
+            "PluginError: what Tiny uses asked to end the process in the middle of a fit (exit code 0); its library may "
+            "not take such data or numbers",
+        ),
     ],
 )
 def test_a_job_that_raises_is_a_failed_row_and_the_others_go_on(tmp_path: Path, trouble: str, reason: str) -> None:

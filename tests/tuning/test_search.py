@@ -370,7 +370,7 @@ def test_without_optuna(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UsageError) as refused:
         go(tmp_path / "out", 1)
-    assert str(refused.value) == "tuning needs Optuna: pip install 'bayes-bench[tune]'"
+    assert str(refused.value) == "tuning needs Optuna: pip install 'optuna>=4.0'"
     assert not (tmp_path / "out").exists()
 
 

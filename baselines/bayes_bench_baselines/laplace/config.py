@@ -13,11 +13,11 @@ class LaplaceConfig(MAPConfig):
     """Laplace approximation, by laplace-torch: a Gaussian around one trained network, from the curvature of its loss.
 
     The generalised Gauss–Newton matrix of the likelihood plus the prior's precision is the Gaussian's precision, for
-    the last layer or for all weights, Kronecker-factored or diagonal. Needs `pip install 'bayes-bench[laplace]'`.
+    the last layer or for all weights, Kronecker-factored or diagonal. Needs `pip install 'laplace-torch>=0.2.2'`.
     """
 
     reference: ClassVar[str] = "Daxberger et al., NeurIPS 2021, arXiv:2106.14806; library laplace-torch (MIT)"
-    requires: ClassVar[Mapping[str, str]] = {"laplace": "bayes-bench[laplace]"}
+    requires: ClassVar[Mapping[str, str]] = {"laplace": "laplace-torch>=0.2.2"}
 
     weights: Literal["last_layer", "all"] = setting(
         "last_layer",

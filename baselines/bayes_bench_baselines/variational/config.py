@@ -55,11 +55,11 @@ class VIConfig(MethodConfig):
     """Mean-field variational inference, by posteriors: an independent Gaussian for every weight.
 
     Maximises the evidence lower bound with reparameterised samples of all weights, one for each step, and the
-    stick-the-landing estimator. Needs `pip install 'bayes-bench[posteriors]'`.
+    stick-the-landing estimator. Needs `pip install 'posteriors>=0.1.1'`.
     """
 
     reference: ClassVar[str] = "Blundell et al., ICML 2015, arXiv:1505.05424; library posteriors (Apache-2.0)"
-    requires: ClassVar[Mapping[str, str]] = {"posteriors": "bayes-bench[posteriors]"}
+    requires: ClassVar[Mapping[str, str]] = {"posteriors": "posteriors>=0.1.1"}
 
     batch_size: int = setting(
         32, "examples per step, which share one sample of the weights", tune=(16, 32, 64), gt=0, memory=True

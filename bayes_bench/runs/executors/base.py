@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bayes_bench.jobs.job import Conditions, PlacedJob
     from bayes_bench.jobs.watch import Watch
 
-NO_RAY = "--executor ray needs Ray: pip install 'bayes-bench[cluster]'"
+NO_RAY = "--executor ray needs Ray: pip install 'ray>=2.9'"
 
 
 @dataclass(frozen=True)

@@ -96,5 +96,5 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         PluginError, match=r"needs a package that is not installed: pip install 'bayes-bench\[laplace\]'"
     ):
         registry.method_class("laplace")
-    assert registry.inspect_methods()["laplace"].needs == "bayes-bench[laplace]"
+    assert registry.inspect_methods()["laplace"].needs == "laplace-torch>=0.2.2"
     assert registry.resolve_config("laplace", {"weights": "all"}).weights == "all"
