@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # a service or ``>&-`` has closed it
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (until the end)
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            # In an encoding that lacks a character (ASCII, cp1252) a question mark, not an error after the work.
+            stream.reconfigure(errors="replace")
     try:
         code = cli.main(args=None if args is None else list(args), prog_name="bayes-bench", standalone_mode=False)
     except click.exceptions.Abort:

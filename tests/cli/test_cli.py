@@ -68,10 +68,23 @@ def separate(*arguments: str, **environment: str) -> subprocess.CompletedProcess
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
+        errors="replace",
         env=os.environ | environment,
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_output_without_our_characters_ends_no_work(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "my.toml").write_text('name = "my"\nmethods = ["map"]\nseeds = [0]\n' + TASK, encoding="utf-8")
+    told = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = separate("run", str(tmp_path / "my.toml"), "--out", str(tmp_path / "run"), **told)
+    assert done.returncode == 0, done.stderr
+    assert "Report:" in done.stdout
+    for arguments in (("list", "suites"), ("list", "methods"), ("show", "hypergan"), ("verify", str(tmp_path / "run"))):
+        done = separate(*arguments, **told)
+        assert done.returncode == 0, done.stderr
 
 
 # Speed ----------------------------------------------------------------------------------------------------

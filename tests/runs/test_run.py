@@ -260,8 +260,8 @@ def test_changed_code_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("crash", "ZeroDivisionError: division by zero"),
         (
             "exit",
-            "PluginError: what Tiny uses asked to end the process in the middle of a fit (exit code 0); its library may "
-            "not take such data or numbers",
+            "PluginError: what Tiny uses asked to end the process in the middle of a fit (exit code 0); its library "
+            "may not take such data or numbers",
         ),
     ],
 )
