@@ -170,8 +170,8 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
         ),
         (
             'target = "y"',
-            'target = "y"\nheader = true',
-            "task 'mine': data source 'csv': unknown option 'header'",
+            'target = "y"\nheadr = true',
+            "task 'mine': data source 'csv': unknown option 'headr', did you mean 'header'?",
         ),
         ('target = "y"', "target = 3", "target"),
         ("budget = 1000", 'budget = "many"', "tasks['mine'].budget: Input should be a valid integer"),
