@@ -33,6 +33,7 @@ from bayes_bench.settings import Settings, setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -242,28 +243,14 @@ def _open(file: Path, channels: int, ground: Ground) -> tuple[Image, float, bool
     Raises:
         DataError: it is none, too large, of several frames, or its values have no known white.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that are damaged, and readable in spite of it
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(file, formats=FORMATS)  # reads no more than the header
-        with opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise DataError(f"{file} is too large an image: {opened.width:,}×{opened.height:,} pixels")
-            # Cameras put previews and maps behind a JPEG, which is the picture itself.
-            if opened.format != "MPO" and getattr(opened, "is_animated", False):
-                raise DataError(f"{file} holds several frames; save the one that is meant as an image of its own")
-            white = _white_of_deep(opened, file)
-            if white is not None:
-                return _deep(opened, white), white, False
-            upright = ImageOps.exif_transpose(opened)
-            see_through = "A" in upright.getbands() or "a" in upright.getbands() or "transparency" in upright.info
-            if see_through:
-                layer = upright.convert("RGBA")
-                see_through = layer.getchannel("A").getextrema()[0] < WHITE
-                upright = Image.alpha_composite(Image.new("RGBA", layer.size, ground), layer)
-            return upright.convert("L" if channels == 1 else "RGB"), WHITE, see_through
+            with Image.open(file, formats=FORMATS) as opened:  # reads no more than the header
+                return _read(opened, file, channels, ground)
     except DataError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -272,7 +259,28 @@ def _open(file: Path, channels: int, ground: Ground) -> tuple[Image, float, bool
         raise DataError(f"cannot read the image {file}: {error}") from error
 
 
-def _white_of_deep(image: Image, file: Path) -> float | None:
+def _read(opened: ImageFile, file: Path, channels: int, ground: Ground) -> tuple[Image, float, bool]:
+    """As ``_open``, of an image whose header was read."""
+    from PIL import Image, ImageOps
+
+    if opened.width * opened.height > MOST_PIXELS:
+        raise DataError(f"{file} is too large an image: {opened.width:,}×{opened.height:,} pixels")
+    # Cameras put previews and maps behind a JPEG, which is the picture itself.
+    if opened.format != "MPO" and getattr(opened, "is_animated", False):
+        raise DataError(f"{file} holds several frames; save the one that is meant as an image of its own")
+    white = _white_of_deep(opened, file)
+    if white is not None:
+        return _deep(opened, white, file), white, False
+    upright = ImageOps.exif_transpose(opened)
+    see_through = bool({"A", "a"} & set(upright.getbands())) or "transparency" in upright.info
+    if see_through:
+        layer = upright.convert("RGBA")
+        see_through = bool((np.asarray(layer)[..., 3] < WHITE).any())
+        upright = Image.alpha_composite(Image.new("RGBA", layer.size, ground), layer)
+    return upright.convert("L" if channels == 1 else "RGB"), WHITE, see_through
+
+
+def _white_of_deep(image: ImageFile, file: Path) -> float | None:
     """Which value is white in an image of more than 8 bits; None in others.
 
     Raises:
@@ -293,8 +301,12 @@ def _white_of_deep(image: Image, file: Path) -> float | None:
     return None
 
 
-def _deep(image: Image, white: float) -> Image:
-    """A grey image of more than 8 bits in floats, upright, 0 being black."""
+def _deep(image: ImageFile, white: float, file: Path) -> Image:
+    """A grey image of more than 8 bits in floats, upright, 0 being black.
+
+    Raises:
+        DataError: one of its greys stands for transparency.
+    """
     from PIL import Image as Images
     from PIL import ImageOps
 
@@ -302,7 +314,7 @@ def _deep(image: Image, white: float) -> Image:
     upright = ImageOps.exif_transpose(image)
     values = np.asarray(upright).astype(np.float32)
     if "transparency" in image.info:
-        raise DataError(f"{getattr(image, 'filename', 'it')} has 16 bits and a transparent grey; save it with alpha")
+        raise DataError(f"{file} has 16 bits and a grey that stands for transparency; save it with an alpha channel")
     if getattr(image, "tag_v2", {}).get(photometric) == 0:  # white is zero; Pillow turns that around in 8 bits only
         values = np.float32(white) - values
     return Images.fromarray(values)
