@@ -124,9 +124,8 @@ class Table:
     def _names(self, first: tuple[str, ...]) -> tuple[str, ...]:
         if self.layout.header:
             if all(_is_number(cell) for cell in first):
-                raise DataError(
-                    f"{self.path}, line 1: only numbers; the first line must name the columns, or say header = false"
-                )
+                wanted = f": {_shown(self.features)}" if self.features else ", or say header = false"
+                raise DataError(f"{self.path}, line 1: only numbers; the first line must name the columns{wanted}")
             return first
         names = self.layout.names or (self.features if len(self.features) == len(first) else ())
         if not names:
@@ -140,8 +139,7 @@ class Table:
         try:
             return self._places[column]
         except KeyError:
-            shown = ", ".join(self.header[:MOST_SHOWN]) + (" …" if len(self.header) > MOST_SHOWN else "")
-            raise DataError(f"{self.path} has no column {column!r}; it has {shown}") from None
+            raise DataError(f"{self.path} has no column {column!r}; it has {_shown(self.header)}") from None
 
     def columns_but(self, others: Sequence[str] = ()) -> tuple[str, ...]:
         """All columns but these, in their order.
@@ -295,6 +293,10 @@ def _recognised(path: Path) -> str:
     best = max(RECOGNISED, key=cells)
     words = {len(line.split()) for line in lines}
     return "whitespace" if cells(best) < 2 and len(words) == 1 and max(words) > 1 else best
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_SHOWN]) + (" …" if len(names) > MOST_SHOWN else "")
 
 
 def _is_number(cell: str) -> bool:
