@@ -38,6 +38,8 @@ FORMAT = 1
 METADATA = "bayes_bench"
 CURVE_NETWORKS = 500
 WORST_RHAT = 1.1
+LEAST_ROUNDING = 1e-6
+"""Share of a standard deviation that may be rounded away."""
 OTHER_NETWORKS = 200
 """Networks kept of a regression: most on the curve, where distances are measured; fewer elsewhere."""
 
@@ -298,8 +300,14 @@ def reduce(predictions: Mapping[str, NDArray[Any]]) -> Arrays:
             found[f"{prefix}/epistemic_variance"] = class_variance(values).astype(np.float32)
         elif what in ("mean", "noise_std"):
             thinned = _thinned(values, CURVE_NETWORKS if prefix == "curve" else OTHER_NETWORKS)
-            found[name] = _compact(thinned).astype(np.float32) if what == "noise_std" else thinned
+            found[name] = _compact(thinned).astype(np.float32) if what == "noise_std" else _short(thinned)
     return found
+
+
+def _short(values: NDArray[Any]) -> NDArray[Any]:
+    """In single precision, unless its rounding would be seen beside what the values vary by."""
+    single = values.astype(np.float32)
+    return single if np.abs(single - values).max() <= LEAST_ROUNDING * values.std() else values
 
 
 def _thinned(values: NDArray[Any], most: int) -> NDArray[Any]:

@@ -206,7 +206,7 @@ def test_missing_values_are_filled_from_training_rows_alone(tmp_path: Path, miss
     path.write_text("id,b,c,y\n" + "".join(f"{','.join(row)},{i % 2}\n" for i, row in enumerate(cells)))
     split = load(path, target="y", missing=missing)
     with pytest.raises(
-        DataError, match="has a missing value .*; impute it or remove the row, or for features say miss"
+        DataError, match=r"has a missing value .*; impute it or remove the row, or for features say miss"
     ):
         load(path, target="y")
     rows = [part.x[:, 0].astype(int) for part in (split.train, split.validation, split.test)]
