@@ -25,8 +25,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -43,13 +42,15 @@ from bayes_bench.posterior.stored import read_note
 from bayes_bench.posterior.surroundings import is_small, limited_threads
 from bayes_bench.tasks.network import build_network
 from bayes_bench.tasks.spec import MLPSpec
-from bayes_bench.tasks.task import Standardiser
+from bayes_bench.tasks.task import Standardiser, farthest, first_row_not_finite, input_units, target_units
 
 __all__ = ["BayesClassifier", "BayesEstimator", "BayesRegressor"]
 
 Network = Callable[[int, int], nn.Module]
 """``(features, outputs) -> network``, which maps ``[B, features]`` to ``[B, outputs]``."""
 
+FLOATS = (np.float64, np.float32)
+"""Types that inputs and targets are kept in until they are centred and scaled in float64; others become the first."""
 FEWEST_TO_VALIDATE = 20
 """With fewer examples all of them are trained on."""
 
@@ -160,6 +161,20 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
         self.summary_ = summary
         self._take(posterior, units, note)
 
+    def _units(self, x: np.ndarray, y: np.ndarray | None = None) -> Standardiser:
+        """Mean and standard deviation of every feature, and of every target of a regression; 1 where nothing varies.
+
+        Raises:
+            UsageError: one varies by less than its type carries beside its size.
+        """
+        try:
+            inputs, targets = input_units(x, self._columns()), None if y is None else target_units(y)
+        except DataError as error:
+            raise UsageError(str(error)) from error
+        if targets is None:
+            return Standardiser(inputs.mean, inputs.std)
+        return Standardiser(inputs.mean, inputs.std, targets.mean, targets.std)
+
     def _build_network(self, hidden: Sequence[int], likelihood: Likelihood, seed: int) -> nn.Module:
         if self.network is None:
             spec = MLPSpec(name="mlp", hidden=tuple(hidden))
@@ -185,9 +200,21 @@ class BayesEstimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         x = validate_data(self, X, reset=False, dtype=np.float64)
         fitted = self._fitted
-        inputs = torch.from_numpy((x - fitted.units.x_mean) / fitted.units.x_std)
+        with np.errstate(over="ignore"):  # looked for in what is predicted
+            scaled = (x - fitted.units.x_mean) / fitted.units.x_std
+        inputs = torch.from_numpy(scaled)
         with limited_threads(1) if is_small(fitted.posterior.network) else nullcontext():
-            return fitted.posterior.predict(inputs.to(fitted.posterior.device), fitted.weights)
+            found = fitted.posterior.predict(inputs.to(fitted.posterior.device), fitted.weights)
+        bad = [first_row_not_finite(value) for value in (inputs, *vars(found).values()) if isinstance(value, Tensor)]
+        if rows := [row for row in bad if row is not None]:
+            row = min(rows)
+            raise UsageError(
+                f"no prediction is a number: {farthest(scaled[row], row, self._columns())}; leave the row out"
+            )
+        return found
+
+    def _columns(self) -> Sequence[str]:
+        return [str(name) for name in getattr(self, "feature_names_in_", ())]
 
     def sample_networks(self, n: int, *, seed: int = 0) -> WeightSamples:
         """Draw networks: name → ``[n, *shape]``, fewer where the method has no more; they take standardised inputs.
@@ -333,13 +360,13 @@ class BayesClassifier(ClassifierMixin, BayesEstimator):  # type: ignore[misc]
             ValueError: NaN or infinity, wrong shapes, a single class, wrong parameters.
         """
         self._forget()
-        x, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        x, y = validate_data(self, X, y, dtype=FLOATS, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise UsageError(f"y has one class alone, {self.classes_[0]}; a classifier needs at least two")
         targets = {"classes": self.classes_.tolist(), "type": self.classes_.dtype.str}
-        self._fit_posterior(x, labels, Categorical(len(self.classes_)), _units(x), targets)
+        self._fit_posterior(x, labels, Categorical(len(self.classes_)), self._units(x), targets)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -392,10 +419,10 @@ class BayesRegressor(RegressorMixin, BayesEstimator):  # type: ignore[misc]
             ValueError: NaN or infinity, wrong shapes, wrong parameters.
         """
         self._forget()
-        x, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2, multi_output=True, y_numeric=True)
+        x, y = validate_data(self, X, y, dtype=FLOATS, ensure_min_samples=2, multi_output=True, y_numeric=True)
         targets = {"flat": y.ndim == 1}
-        y = np.asarray(y, dtype=np.float64).reshape(len(x), -1)
-        units = _units(x, y)
+        y = check_array(y.reshape(len(x), -1), dtype=FLOATS)
+        units = self._units(x, y)
         self._fit_posterior(x, y, self._likelihood_of(targets, units), units, targets)
         return self
 
@@ -435,12 +462,3 @@ class BayesRegressor(RegressorMixin, BayesEstimator):  # type: ignore[misc]
         if dimensions > 1:
             raise UsageError("a number for noise is that of one target; for several use 'learned', or a model for each")
         return Gaussian(noise / float(units.y_std[0]))
-
-
-def _units(x: np.ndarray, y: np.ndarray | None = None) -> Standardiser:
-    """Mean and standard deviation of every feature, and of every target of a regression; 1 where nothing varies."""
-    inputs = StandardScaler().fit(x)
-    if y is None:
-        return Standardiser(inputs.mean_, inputs.scale_)
-    targets = StandardScaler().fit(y)
-    return Standardiser(inputs.mean_, inputs.scale_, targets.mean_, targets.scale_)

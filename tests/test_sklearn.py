@@ -5,6 +5,7 @@ import json
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -139,6 +140,43 @@ def test_noise_known_learned_or_of_the_input():
     model = BayesRegressor(noise="heteroscedastic", **ENSEMBLE).fit(X, varying)
     left, right = (model.predict(np.array([[x]]), return_std=True)[1] for x in (-1.0, 1.0))
     assert right > 1.5 * left
+
+
+@pytest.mark.parametrize(("offset", "factor"), [(1.7e9, 200.0), (-3e8, 1e-20), (0.0, 1e25)])
+def test_predictions_do_not_depend_on_offset_and_factor(offset, factor):
+    X, y = line(80, noise=1.0)
+    kind = BayesRegressor("map", budget=20_000, random_state=0)
+    mean, std = clone(kind).fit(X, y).predict(X, return_std=True)
+    moved = clone(kind).fit(factor * (X + offset), factor * (y + offset))
+    found, spread = moved.predict(factor * (X + offset), return_std=True)
+    np.testing.assert_allclose(found / factor - offset, mean, atol=1e-3 * y.std())
+    np.testing.assert_allclose(spread / factor, std, rtol=1e-3)
+
+
+def test_a_spread_that_is_lost_is_refused():
+    X, y = moons(60)
+    with pytest.raises(UsageError, match=r"feature 0 varies by 0\.\d+ \(standard deviation\) among numbers of 1e\+14"):
+        BayesClassifier("map", **QUICK).fit(X + 1e14, y)
+    with pytest.raises(
+        UsageError, match="rounding of float32; subtract a constant from it before it is saved, or save"
+    ):
+        BayesClassifier("map", **QUICK).fit((X + 1e6).astype(np.float32), y)
+    with pytest.raises(UsageError, match="the target varies by"):
+        BayesRegressor("map", **QUICK).fit(X, X[:, 0] + 1e15)
+    frame = pd.DataFrame({"a": X[:, 0], "seconds": X[:, 1] + 1e15})
+    with pytest.raises(UsageError, match="feature 'seconds' varies by"):
+        BayesClassifier("map", **QUICK).fit(frame, y)
+
+
+@pytest.mark.parametrize("kind", [BayesClassifier, BayesRegressor])
+def test_inputs_without_a_prediction_are_named(kind):
+    X, y = moons(60)
+    frame = pd.DataFrame(1e-3 * X, columns=["a", "b"])
+    model = kind("map", **QUICK).fit(frame, y)
+    far = pd.DataFrame([[0.0, 0.0], [0.0, 1.7e308]], columns=["a", "b"])
+    with pytest.raises(UsageError, match=r"no prediction is a number: the value 'b' of row 1 lies 1\.8e\+308 training"):
+        model.predict(far)
+    assert np.isfinite(model.predict(far[:1]))
 
 
 def test_several_targets():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from bayes_bench.cli.group import GroupedCommand, cli
 from bayes_bench.cli.options import method_name
-from bayes_bench.errors import DataError, UsageError
+from bayes_bench.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +52,11 @@ def predict(
     """Predict new inputs, with uncertainty.
 
     Uses the very networks that the metrics of the finished job (RUN, METHOD) speak of. FILE holds raw inputs as
-    the task's own: a CSV table with its columns, an NPZ file with an array `x`, an NPY file, an image or a folder
-    of images. The answer is CSV, a line per input: the probability of every class, predictive entropy and mutual
-    information (nats); or for a regression, in the units of the targets, the mean, the epistemic standard
-    deviation (between networks) and the total one (with the noise).
+    the task's own: a table with its columns, an NPZ file with an array `x`, an NPY file, an image or a folder
+    of images. The answer is CSV, a line per input: of images the file; the probability of every class, predictive
+    entropy and mutual information (nats); or for a regression, in the units of the targets, the mean, the epistemic
+    standard deviation (between networks) and the total one (with the noise). Last, of features, which share of them
+    lies outside the range of the training examples: there a network may be confident of anything.
     """
     from bayes_bench.host.files import write_text
     from bayes_bench.results.folder import read_run
@@ -68,27 +70,34 @@ def predict(
     from bayes_bench.jobs.predict import load
 
     fitted = load(run_dir, method_name(method), task=task, seed=seed, allow_code=allow_code)
-    x = data.read_inputs(file, fitted.input_shape, fitted.features, **_reading(fitted))
-    text = _prediction_csv(fitted, fitted.predict(x))
+    new = data.read_inputs(file, fitted.input_shape, fitted.reading)
+    outside = fitted.outside(new.x)
+    text = _prediction_csv(fitted, fitted.predict(new.x), new.files, outside)
     if out is None:
         click.echo(text, nl=False)
+    else:
+        write_text(out, text)
+    far = 0 if outside is None else int((outside > 0).sum())
+    about = f"{far} of {len(new.x)} inputs have features outside the range of the training examples (column outside)"
+    for note in (*new.notes, *([about] if far else [])):
+        click.echo(f"note: {printable(note)}", err=True)
+    if out is None:
         return
-    write_text(out, text)
     record = fitted.record
     click.echo(
-        f"{len(x)} predictions of {record['networks']} networks ({record['task']}/{record['label']}, "
+        f"{len(new.x)} predictions of {record['networks']} networks ({record['task']}/{record['label']}, "
         f"seed {record['seed']}) written to {out}",
         err=True,
     )
 
 
-def _reading(fitted: FittedJob) -> dict[str, Any]:
-    """What the task's own data source was told about the order of an image's axes holds for new files too."""
-    data = fitted.record["task_spec"].get("data") or {}
-    return {"channels_last": bool(data.get("channels_last", False)), "delimiter": str(data.get("delimiter", ","))}
-
-
-def _prediction_csv(fitted: FittedJob, prediction: ClassPrediction | ValuePrediction) -> str:
+def _prediction_csv(
+    fitted: FittedJob,
+    prediction: ClassPrediction | ValuePrediction,
+    files: Sequence[str],
+    outside: np.ndarray | None,
+) -> str:
+    """The answer; every number with all its digits, as whoever measures it again must find what the record says."""
     import csv
     import io
 
@@ -97,9 +106,9 @@ def _prediction_csv(fitted: FittedJob, prediction: ClassPrediction | ValuePredic
     from bayes_bench.host.files import spreadsheet_safe
     from bayes_bench.posterior.predictive import ClassPrediction
 
-    columns: dict[str, np.ndarray] = {}
+    columns: dict[str, np.ndarray] = {"file": np.array(files, dtype=object)} if files else {}
     if isinstance(prediction, ClassPrediction):
-        columns["label"] = np.array(fitted.classes)[prediction.label.numpy()]
+        columns["label"] = np.array(fitted.classes, dtype=object)[prediction.label.numpy()]
         for index, name in enumerate(fitted.classes):
             columns[f"p({name})"] = prediction.mean[:, index].numpy()
         columns["entropy"] = prediction.entropy.numpy()
@@ -111,11 +120,13 @@ def _prediction_csv(fitted: FittedJob, prediction: ClassPrediction | ValuePredic
             columns[f"mean{suffix}"] = prediction.mean[:, index].numpy()
             columns[f"epistemic_std{suffix}"] = prediction.epistemic_variance[:, index].sqrt().numpy()
             columns[f"total_std{suffix}"] = prediction.variance[:, index].sqrt().numpy()
+    if outside is not None:
+        columns["outside"] = outside
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(map(spreadsheet_safe, columns))
-    for row in zip(*columns.values(), strict=True):
-        writer.writerow([spreadsheet_safe(cell) if isinstance(cell, str) else f"{cell:.6g}" for cell in row])
+    for row in zip(*(values.tolist() for values in columns.values()), strict=True):
+        writer.writerow([spreadsheet_safe(cell) if isinstance(cell, str) else repr(cell) for cell in row])
     return buffer.getvalue()
 
 

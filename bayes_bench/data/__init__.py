@@ -8,7 +8,7 @@ suite's file (a user's own data; ``bayes_bench.tasks.suites`` resolves them).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,18 +32,25 @@ from bayes_bench.data import (
     npz,
     svhn,
 )
-from bayes_bench.data.base import Arrays, Inputs, Kind, Source, Split, Stream
-from bayes_bench.data.new_inputs import read_inputs
+from bayes_bench.data.base import Arrays, FractionOptions, Inputs, Kind, Source, Split, Stream
+from bayes_bench.data.columns import Preparation
+from bayes_bench.data.new_inputs import NewInputs, Reading, read_inputs
 from bayes_bench.data.spec import OODSpec, SourceSpec
-from bayes_bench.data.stored import StoredRows, blocks
+from bayes_bench.data.stored import BLOCK, StoredRows, blocks
+from bayes_bench.data.table import LARGEST, Layout
 from bayes_bench.errors import BayesBenchError, DataError, PluginError, UsageError, named, unknown_name
 from bayes_bench.host import plugins
 from bayes_bench.settings import Settings, explain
 
 __all__ = [
+    "BLOCK",
     "SOURCES",
     "Arrays",
     "Inputs",
+    "Layout",
+    "NewInputs",
+    "Preparation",
+    "Reading",
     "Source",
     "Split",
     "StoredRows",
@@ -175,9 +182,10 @@ def load_split(spec: SourceSpec, data_root: Path, kind: Kind | None = None) -> S
     for part, arrays in (("training", split.train), ("validation", split.validation), ("test", split.test)):
         if len(arrays) == 0:
             raise DataError(f"data source {spec.source!r}: no {part} examples")
-        _check_finite(arrays.x, f"data source {spec.source!r}: the {part} inputs")
+        _check_finite(arrays.x, f"data source {spec.source!r}: the {part} inputs", split.columns)
         _check_finite(arrays.y, f"data source {spec.source!r}: the {part} targets")
-    return replace(split, notes=(*split.notes, *_unseen_classes(split)))
+    repeated = _repeated(split) if isinstance(options, FractionOptions) else []
+    return replace(split, notes=(*split.notes, *_unseen_classes(split), *repeated))
 
 
 def _unseen_classes(split: Split) -> list[str]:
@@ -190,6 +198,27 @@ def _unseen_classes(split: Split) -> list[str]:
             plural = "es" if len(missing) > 1 else ""
             notes.append(f"no {part} example of the class{plural} {shown}: too few examples to set one apart")
     return notes
+
+
+def _repeated(split: Split) -> list[str]:
+    """A note on validation and test inputs of a user's data that training has, too: what is remembered looks known."""
+    held_out = {"validation": list(_hashes(split.validation.x)), "test": list(_hashes(split.test.x))}
+    wanted = {row for rows in held_out.values() for row in rows}
+    seen = {row for row in _hashes(split.train.x) if row in wanted}
+    counts = {part: sum(row in seen for row in rows) for part, rows in held_out.items()}
+    return [
+        f"{number:,} of {len(held_out[part]):,} {part} inputs are inputs of a training example, too: numbers about "
+        f"{part} data speak of what was seen; remove the duplicates, or name test data of their own"
+        for part, number in counts.items()
+        if number
+    ]
+
+
+def _hashes(x: np.ndarray | StoredRows) -> Iterator[int]:
+    """One for each row, the same for the same numbers in single and in double precision."""
+    for block in blocks(x):
+        for row in block:
+            yield hash((row.astype(np.float64) + 0.0).tobytes())  # −0 is 0
 
 
 def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
@@ -216,14 +245,11 @@ def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
         )
     if len(found.x) == 0:
         raise DataError(f"the out-of-distribution set {spec.name!r} is empty")
-    _check_finite(found.x, f"the out-of-distribution set {spec.name!r}")
-    known = {
-        hash(row.tobytes())
-        for part in (split.train, split.validation, split.test)
-        for block in blocks(part.x)
-        for row in block
-    }
-    shared = sum(hash(row.tobytes()) in known for row in found.x) / len(found.x)
+    _check_finite(found.x, f"the out-of-distribution set {spec.name!r}", split.columns)
+    rows = list(_hashes(found.x))
+    wanted = set(rows)
+    known = {row for part in (split.train, split.validation, split.test) for row in _hashes(part.x) if row in wanted}
+    shared = sum(row in known for row in rows) / len(rows)
     if shared > MAX_SHARED:
         raise DataError(
             f"{shared:.0%} of the out-of-distribution set {spec.name!r} are inputs of the task itself; "
@@ -232,13 +258,21 @@ def load_inputs(spec: OODSpec, data_root: Path, split: Split) -> Inputs:
     return found
 
 
-def _check_finite(values: np.ndarray | StoredRows, what: str) -> None:
+def _check_finite(values: np.ndarray | StoredRows, what: str, columns: Sequence[str] = ()) -> None:
+    """Refuse what single precision has no number for, whatever it is stored in.
+
+    Raises:
+        DataError: names the first row, and its column where it has a name.
+    """
     if not np.issubdtype(values.dtype, np.floating):
         return
     start = 0
     for block in blocks(values):
-        finite = np.isfinite(block)
-        if not finite.all():
-            row = start + int(np.flatnonzero(~finite.reshape(len(block), -1).all(1))[0])
-            raise DataError(f"{what} contain NaN or infinity (first in example {row}); remove or impute these")
+        flat = np.abs(block.reshape(len(block), -1))
+        good = flat <= LARGEST
+        if not good.all():
+            row, column = (int(place[0]) for place in np.nonzero(~good))
+            named = f", column {columns[column]!r}" if columns else ""
+            wrong = f"numbers beyond ±{LARGEST:.2g}" if np.isfinite(flat[row, column]) else "NaN or infinity"
+            raise DataError(f"{what} contain {wrong} (first in example {start + row}{named}); remove or impute these")
         start += len(block)

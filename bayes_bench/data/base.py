@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bayes_bench.data.columns import Preparation
 from bayes_bench.data.files import Files
 from bayes_bench.data.stored import StoredRows
 from bayes_bench.errors import DataError, UsageError
@@ -21,9 +23,11 @@ REGRESSION = "give the task a likelihood of a regression: likelihood = { name = 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Inputs ``x``, float32 ``[N, ...]`` in raw units; targets ``y``, int64 ``[N]`` or float32 ``[N, D]``.
+    """Inputs ``x [N, ...]`` in raw units; targets ``y``, int64 ``[N]`` or values ``[N, D]``.
 
-    Training inputs may stay in a file: then ``x`` is ``StoredRows``.
+    Inputs and values are float32 where that holds all that their source says (grey levels, single precision), else
+    float64: they are centred and scaled in float64, and become float32 last. Training inputs may stay in a file: then
+    ``x`` is ``StoredRows``.
     """
 
     x: np.ndarray | StoredRows
@@ -48,6 +52,7 @@ class Split:
         classes: names of the classes in the order of their indices; empty for regression.
         notes: what a reader of the report must know about the data.
         features: names of the columns that ``x`` was made of; empty where they have no names.
+        preparation: how these columns became ``x``, where they are not taken as they are.
     """
 
     train: Arrays
@@ -56,16 +61,22 @@ class Split:
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    preparation: Preparation | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.train.x.shape[1:])
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the values of an input, where they have names."""
+        return self.preparation.names if self.preparation else self.features
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """An out-of-distribution set: inputs float32 ``[N, ...]`` in the raw units of the split, no targets."""
+    """An out-of-distribution set: inputs ``[N, ...]`` of the types of ``Arrays``, in the raw units of the split."""
 
     x: np.ndarray
     notes: tuple[str, ...] = ()
@@ -235,24 +246,45 @@ def split_per_class(
     return np.sort(np.concatenate(chosen)), np.sort(np.concatenate(held_out))
 
 
-def encode_labels(labels: Sequence[Any], known: tuple[str, ...] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class indices int64 ``[N]`` and the names of the classes.
+MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none"))
+"""Cells that say, in whatever case, that there is no value."""
+WHOLE = re.compile(r"-?[0-9]{1,4000}")
 
-    Classes are sorted, as numbers where all labels are whole numbers, else as text. With ``known``, the
-    classes of the training data, a label that is none of them gets −1.
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell of a table says that there is no value."""
+    return cell.strip().lower() in MISSING
+
+
+def encode_labels(labels: Sequence[Any], known: tuple[str, ...] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class indices int64 ``[N]`` and the names of the classes; labels may be any text.
+
+    Classes are sorted, as numbers where all labels are whole numbers in the digits 0 to 9, else as text. With
+    ``known``, the classes of the training data, a label that is none of them gets −1.
     """
     texts = [str(label) for label in labels]
     if known is None:
         names = set(texts)
-        numeric = all(name.lstrip("-").isdigit() for name in names)
+        numeric = all(WHOLE.fullmatch(name) for name in names)
         known = tuple(sorted(names, key=(lambda name: (int(name), name)) if numeric else None))
     index = {name: i for i, name in enumerate(known)}
     return np.array([index.get(text, -1) for text in texts], dtype=np.int64), known
 
 
+SINGLE = (np.bool_, np.float16, np.float32, np.int8, np.uint8, np.int16, np.uint16)
+"""Types all of whose values float32 holds exactly."""
+
+
+def as_floats(x: np.ndarray) -> np.ndarray:
+    """Numbers of any type as float32 where that holds them exactly, else as float64 (beyond its range infinity)."""
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32 if x.dtype.newbyteorder("=") in SINGLE else np.float64, copy=False)
+
+
 def unit_images(x: np.ndarray) -> np.ndarray:
-    """Bytes become float32 in [0, 1]; anything else only changes its type to float32."""
+    """Bytes become float32 in [0, 1]; anything else only changes its type, as ``as_floats``."""
+    if x.dtype != np.uint8:
+        return as_floats(x)
     values = x.astype(np.float32)
-    if x.dtype == np.uint8:
-        values /= np.float32(255)
+    values /= np.float32(255)
     return values

@@ -91,7 +91,7 @@ def stored(path: Path, channels_last: bool) -> StoredRows:
 
 def _in_memory(rows: StoredRows, part: Arrays) -> Arrays:
     numbers = part.inputs()
-    check_size(rows.path, 4 * len(numbers) * int(np.prod(rows.shape[1:], dtype=object)))
+    check_size(rows.path, rows.dtype.itemsize * len(numbers) * int(np.prod(rows.shape[1:], dtype=object)))
     return Arrays(rows[numbers], part.y)
 
 

@@ -22,8 +22,10 @@ from bayes_bench.data.base import (
     Kind,
     Source,
     Split,
+    as_floats,
     check_size,
     encode_labels,
+    is_missing,
     split_by_fractions,
     unit_images,
 )
@@ -103,16 +105,15 @@ def read_header(file: IO[bytes], size: int, path: Path) -> tuple[tuple[int, ...]
 
 
 def as_inputs(values: np.ndarray, channels_last: bool, what: str) -> np.ndarray:
-    """Inputs float32 ``[N, ...]``: images ``[N, C, H, W]``, features ``[N, F]``; grey bytes become [0, 1]."""
-    if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)) or values.ndim == 0:
+    """Inputs ``[N, ...]``: images ``[N, C, H, W]``, features ``[N, F]``; grey bytes become [0, 1]. As ``as_floats``."""
+    if values.dtype.kind not in "fiub" or values.ndim == 0:
         raise DataError(f"{what}: inputs must be an array of numbers, got {values.dtype} of shape {values.shape}")
     if values.ndim in (1, 3):  # one feature, or one channel
         values = values[:, None]
     elif values.ndim == 4 and channels_last:
         values = values.transpose(0, 3, 1, 2)
-    with np.errstate(over="ignore"):  # what is beyond float32 is refused as infinity
-        # Small bytes in a table of features are counts; in an array of images they are grey levels.
-        return np.ascontiguousarray(unit_images(values) if values.ndim == 4 else values.astype(np.float32))
+    # Small bytes in a table of features are counts; in an array of images they are grey levels.
+    return np.ascontiguousarray(unit_images(values) if values.ndim == 4 else as_floats(values))
 
 
 def split(options: NpzOptions, data_root: Path, kind: Kind) -> Split:
@@ -157,14 +158,13 @@ def split(options: NpzOptions, data_root: Path, kind: Kind) -> Split:
 def as_targets(
     values: np.ndarray, kind: Kind, known: tuple[str, ...] | None, what: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class indices int64 ``[N]`` and the classes' names, or values float32 ``[N, D]`` and none; ``known`` classes."""
+    """Class indices int64 ``[N]`` and the classes' names, or values ``[N, D]`` and none; ``known`` classes."""
     if kind == "regression":
-        if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
+        if values.dtype.kind not in "fiub":
             raise DataError(f"{what}: regression targets must be numbers, got {values.dtype}")
         if values.ndim not in (1, 2):
             raise DataError(f"{what}: regression targets must be [N] or [N, D], got {values.shape}")
-        with np.errstate(over="ignore"):  # as of inputs
-            return values.reshape(len(values), -1).astype(np.float32), ()
+        return as_floats(values.reshape(len(values), -1)), ()
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     whole = np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "Ub"
@@ -173,7 +173,13 @@ def as_targets(
             f"{what}: class labels must be whole numbers or text [N], got {values.dtype} of shape {values.shape}; for "
             f"quantities {REGRESSION}"
         )
-    y, classes = encode_labels(values.tolist(), known)
+    labels = values.tolist()
+    if values.dtype.kind == "U" and (missing := [row for row, label in enumerate(labels) if is_missing(label)]):
+        raise DataError(
+            f"{what}: example {missing[0]} has no label ({labels[missing[0]]!r}), nor have {len(missing) - 1} more; "
+            "leave them out, or rename the class where it is one"
+        )
+    y, classes = encode_labels(labels, known)
     if (y < 0).any():
         row = int(np.argmin(y))
         raise DataError(f"{what}: class {values[row].item()!r} (example {row}) does not occur in the training examples")
@@ -186,7 +192,7 @@ def inputs(options: NpzInputOptions, data_root: Path, split: Split) -> Inputs:
 
 
 def read_input_array(path: Path, key: str = "x", channels_last: bool = False) -> np.ndarray:
-    """Inputs float32 ``[N, ...]`` from an NPZ or NPY file."""
+    """Inputs ``[N, ...]`` from an NPZ or NPY file."""
     arrays = read_arrays(path)
     if key not in arrays:
         raise DataError(f"{path} has no array {key!r}; it has {', '.join(sorted(arrays)) or 'none'}")

@@ -24,7 +24,7 @@ class StoredRows:
     Attributes:
         offset: bytes before the array, whose rows follow each other (C order).
         stored_shape, stored_dtype: of the whole array.
-        convert: of rows as they are stored → float32 in raw units; row by row the same in any company.
+        convert: of rows as they are stored → float32 or float64 in raw units; row by row the same in any company.
         numbers: int64 ``[N]``, the rows of the array that these are.
     """
 
@@ -50,7 +50,7 @@ class StoredRows:
         return len(self.numbers)
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Rows float32 ``[n, ...]``, read now.
+        """Rows ``[n, ...]`` of type ``dtype``, read now.
 
         Raises:
             DataError: the file cannot be read any more, or has become shorter.

@@ -72,7 +72,7 @@ def estimate(posterior: WeightPosterior, task: Task, budget: int, networks: int,
     drawn = networks if posterior.support is None else int(held.draw)
     inputs = [part.inputs() for part in task.sets.values()]
     data = Need("data", sum(map(_size, _tensors(task))), "give the task fewer examples")
-    predictions = _predictions(posterior, inputs, drawn)
+    predictions = _predictions(posterior, inputs, drawn, task)
     largest = max(inputs, key=len)
     one = posterior.features(largest[:1])
     block = posterior.stacked.block_bytes(drawn, one.expand(len(largest), *one.shape[1:]), device)
@@ -107,7 +107,7 @@ def stored_bytes(posterior: WeightPosterior, task: Task, budget: int, networks: 
     """What a job's predictions and posterior take on disk."""
     held = posterior._networks_held(networks, posterior.as_seen(task.fit_data), budget)
     inputs = [part.inputs() for part in task.sets.values()]
-    return _predictions(posterior, inputs, networks) + held.state * posterior.network_bytes
+    return _predictions(posterior, inputs, networks, task) + held.state * posterior.network_bytes
 
 
 def ran_out(error: BaseException) -> bool:
@@ -136,10 +136,10 @@ def _check(parts: Sequence[Need], there: float | None, kind: str, parallel_jobs:
     )
 
 
-def _predictions(posterior: WeightPosterior, inputs: Sequence[Tensor], networks: int) -> int:
-    """Bytes of the stored arrays: log probabilities as float16, or means and noise of a regression as float32."""
-    likelihood = posterior.likelihood
-    each = 2 * likelihood.output_width if likelihood.kind == "classification" else 8 * likelihood.target_width
+def _predictions(posterior: WeightPosterior, inputs: Sequence[Tensor], networks: int, task: Task) -> int:
+    """Bytes of the stored arrays: log probabilities as float16, or means and noise (float32) of a regression."""
+    likelihood, mean = posterior.likelihood, task.standardiser.target_type.itemsize
+    each = 2 * likelihood.output_width if likelihood.kind == "classification" else (4 + mean) * likelihood.target_width
     matrices = 1 + sum(p.dim() >= 2 for p in posterior.network.parameters())
     return networks * each * sum(map(len, inputs)) + 8 * networks**2 * matrices
 

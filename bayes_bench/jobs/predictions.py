@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bayes_bench.errors import DivergenceError
 from bayes_bench.networks import layer_names
 from bayes_bench.posterior.base import WeightPosterior, WeightSamples
 from bayes_bench.posterior.likelihood import RESERVED
 from bayes_bench.posterior.stacked.scaled import take
-from bayes_bench.tasks.task import Standardiser, Task
+from bayes_bench.tasks.task import Standardiser, Task, farthest
 
 OUTPUT_BYTES = 64 * 2**20
 """Memory for the outputs of one chunk of examples."""
 GRAM_BYTES = 32 * 2**20
 """Memory for the float64 copy of one chunk of weights."""
 INTENSITY_ROWS = 256
+CHECKED_ROWS = 1024
 LOWEST_LOG_PROB = float(np.finfo(np.float16).min)
 
 
@@ -24,13 +28,19 @@ def predict_task(posterior: WeightPosterior, weights: WeightSamples, task: Task)
     """The stored predictions of a job, apart from those about weights: ``test/log_probs``, ``ood/NAME/log_probs`` etc.
 
     Classification stores log probabilities as float16 ``[S, N, C]``, 2·S·N·C bytes: 20 MB for 10,000 images,
-    100 networks and 10 classes. Regression stores float32 ``[S, N, D]`` in the units of the targets.
+    100 networks and 10 classes. Regression stores ``[S, N, D]`` in the units of the targets: float32, but where a mean
+    is large beside its spread float64 (``Standardiser.target_type``).
+
+    Raises:
+        DivergenceError: a prediction is NaN or infinite; names set and example.
     """
     units = task.standardiser
     found: dict[str, np.ndarray] = {}
     for name, part in task.sets.items():
         x = part.inputs()
-        found |= {f"{name}/{key}": values for key, values in predict(posterior, weights, x, units).items()}
+        predicted = predict(posterior, weights, x, units)
+        _check_finite(name, predicted, x, task.columns)
+        found |= {f"{name}/{key}": values for key, values in predicted.items()}
         if task.likelihood.kind == "classification":
             found[f"{name}/mean_intensity"] = _mean_intensity(x)
         if part.y is not None:
@@ -40,6 +50,17 @@ def predict_task(posterior: WeightPosterior, weights: WeightSamples, task: Task)
         found["train/x"] = _raw_inputs(task.fit_data.train.inputs(), units)
         found["train/y"] = raw_targets(task.fit_data.train.y, units)[:, 0]
     return found
+
+
+def _check_finite(name: str, predicted: Mapping[str, np.ndarray], x: Tensor, columns: Sequence[str]) -> None:
+    for values in predicted.values():
+        for start in range(0, values.shape[1], CHECKED_ROWS):
+            part = values[:, start : start + CHECKED_ROWS]
+            if np.isfinite(part).all():
+                continue
+            row = start + int(np.isfinite(part).all((0, 2)).argmin())
+            far = farthest(x[row].double().cpu().numpy(), row, columns)
+            raise DivergenceError(f"predictions of the set {name!r} are not finite, first in example {row}: {far}")
 
 
 def _mean_intensity(x: Tensor) -> np.ndarray:
@@ -57,7 +78,8 @@ def predict(
     """Predictive distributions of all networks on standardised inputs x ``[N, ...]``, in bounded chunks of examples.
 
     Returns:
-        ``log_probs`` float16 ``[S, N, C]``; or ``mean`` and ``noise_std`` float32 ``[S, N, D]`` in raw units.
+        ``log_probs`` float16 ``[S, N, C]``; or ``mean`` and ``noise_std`` ``[S, N, D]`` in raw units, the mean of
+        ``units.target_type``, the noise float32.
     """
     networks = len(next(iter(weights.values())))
     rows = max(1, OUTPUT_BYTES // (4 * networks * posterior.likelihood.output_width))
@@ -70,7 +92,7 @@ def predict(
                 # Below float16's range a log probability would become −infinity; −65,504 says as much.
                 stored = np.maximum(piece, LOWEST_LOG_PROB).astype(np.float16)
             elif name == "mean":
-                stored = (piece.astype(np.float64) * units.y_std + units.y_mean).astype(np.float32)
+                stored = (piece.astype(np.float64) * units.y_std + units.y_mean).astype(units.target_type)
             else:
                 stored = (piece.astype(np.float64) * units.y_std).astype(np.float32)
             if name not in found:
@@ -130,9 +152,9 @@ def raw_targets(y: Tensor, units: Standardiser) -> np.ndarray:
     """Targets as the task's metrics need them: class indices, or standardised values back in their own units."""
     if units.y_mean.size == 0:
         return y.numpy()
-    return np.asarray(y.double().numpy() * units.y_std + units.y_mean, dtype=np.float32)
+    return np.asarray(y.double().numpy() * units.y_std + units.y_mean, dtype=units.target_type)
 
 
 def _raw_inputs(x: Tensor, units: Standardiser) -> np.ndarray:
     """One-dimensional inputs ``[N, 1]`` in raw units, ``[N]``."""
-    return np.asarray(x.double().numpy() * units.x_std + units.x_mean, dtype=np.float32).reshape(-1)
+    return np.asarray(x.double().numpy() * units.x_std + units.x_mean, dtype=units.input_type).reshape(-1)

@@ -94,6 +94,8 @@ def task_fields(task: Task) -> dict[str, Any]:
             "n_test": len(task.test),
             "classes": list(task.classes),
             "features": list(task.features),
+            "preparation": task.preparation.as_json() if task.preparation else None,
+            "ranges": {"low": task.ranges[0].tolist(), "high": task.ranges[1].tolist()} if task.ranges else None,
             "ood": {name: len(part) for name, part in task.sets_of("ood").items()},
             "validation_ood": {name: len(part) for name, part in task.sets_of("validation_ood").items()},
             "missing_ood": dict(task.missing_ood),

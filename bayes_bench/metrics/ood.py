@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from bayes_bench.errors import DivergenceError
 from bayes_bench.metrics.base import Floats, Metric, NotApplicableError
 from bayes_bench.metrics.job import JobPredictions
 
@@ -62,6 +63,8 @@ def fpr_at_tpr(inside: Floats, outside: Floats, tpr: float = TPR) -> float:
 def _check(first: Floats, second: Floats) -> None:
     if len(first) == 0 or len(second) == 0:
         raise NotApplicableError("the set is empty")
+    if np.isnan(first).any() or np.isnan(second).any():
+        raise DivergenceError("a score is NaN, which is neither above nor below any other")
 
 
 def _entropies(job: JobPredictions, name: str, kind: str = "ood") -> tuple[Floats, Floats]:

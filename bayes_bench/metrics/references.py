@@ -5,7 +5,7 @@ which method and seeds, their diagnostics, and the *resolution*: the distances b
 own networks. Arrays, for the sets ``test``, ``validation``, ``ood/NAME`` and ``curve`` (T networks, N inputs):
 
     SET/probs, SET/epistemic_variance    classification: p̄ [N, C] and Σ_c Var_s p_s(c) [N], float32
-    SET/mean, SET/noise_std              regression: [T, N, D] of a thinned draw, float32, in the targets' units;
+    SET/mean, SET/noise_std              regression: [T, N, D] of a thinned draw, in the targets' units;
                                          noise_std has size 1 along a dimension that does not change it
 """
 
@@ -38,6 +38,8 @@ FORMAT = 1
 METADATA = "bayes_bench"
 CURVE_NETWORKS = 500
 WORST_RHAT = 1.1
+LEAST_ROUNDING = 1e-6
+"""Share of a standard deviation that may be rounded away."""
 OTHER_NETWORKS = 200
 """Networks kept of a regression: most on the curve, where distances are measured; fewer elsewhere."""
 
@@ -206,7 +208,8 @@ def _check_arrays(arrays: Arrays) -> None:
     """
     dimensions = {"probs": 2, "epistemic_variance": 1, "mean": 3, "noise_std": 3}
     for name, array in arrays.items():
-        fits = array.dtype == np.float32 and array.ndim == dimensions.get(name.rpartition("/")[2]) and array.size > 0
+        single = array.dtype == np.float32 or (name.endswith("/mean") and array.dtype == np.float64)
+        fits = single and array.ndim == dimensions.get(name.rpartition("/")[2]) and array.size > 0
         if not (fits and np.isfinite(array).all()):
             raise DataError(f"its array {name[:80]!a}, {array.dtype} {list(array.shape)}, is none of a reference")
 
@@ -297,8 +300,14 @@ def reduce(predictions: Mapping[str, NDArray[Any]]) -> Arrays:
             found[f"{prefix}/epistemic_variance"] = class_variance(values).astype(np.float32)
         elif what in ("mean", "noise_std"):
             thinned = _thinned(values, CURVE_NETWORKS if prefix == "curve" else OTHER_NETWORKS)
-            found[name] = (_compact(thinned) if what == "noise_std" else thinned).astype(np.float32)
+            found[name] = _compact(thinned).astype(np.float32) if what == "noise_std" else _short(thinned)
     return found
+
+
+def _short(values: NDArray[Any]) -> NDArray[Any]:
+    """In single precision, unless its rounding would be seen beside what the values vary by."""
+    single = values.astype(np.float32)
+    return single if np.abs(single - values).max() <= LEAST_ROUNDING * values.std() else values
 
 
 def _thinned(values: NDArray[Any], most: int) -> NDArray[Any]:

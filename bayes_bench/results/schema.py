@@ -105,6 +105,8 @@ class Data(Part):
     n_test: Count
     classes: list[Text]
     features: list[Text] = []
+    preparation: Table | None = None
+    ranges: Table | None = None
     ood: dict[Name, Count]
     validation_ood: dict[Name, Count]
     missing_ood: dict[Name, Text]
@@ -316,9 +318,10 @@ def _fits(name: str, array: np.ndarray, arrays: Mapping[str, np.ndarray], record
     group, _, what = name.rpartition("/")
     networks, classes = record["networks"], len(record["data"]["classes"])
     single = array.dtype in (np.float16, np.float32)
+    values = single or array.dtype == np.float64  # in raw units, where a mean is large beside its spread
     outputs = arrays.get(f"{group}/log_probs", arrays.get(f"{group}/mean"))
     if outputs is None:
-        return group == "train" and single and array.ndim in (1, 2) and array.size == arrays.get("train/x", array).size
+        return group == "train" and values and array.ndim in (1, 2) and array.size == arrays.get("train/x", array).size
     if outputs.ndim != 3 or outputs.shape[0] != networks:
         return False
     examples = outputs.shape[1]
@@ -328,7 +331,7 @@ def _fits(name: str, array: np.ndarray, arrays: Mapping[str, np.ndarray], record
             return single and array.shape[2] == classes and has_targets
         case "mean":
             has_noise = f"{group}/noise_std" in arrays and (group != "curve" or "curve/x" in arrays)
-            return single and array.shape[2] > 0 and has_targets and has_noise
+            return values and array.shape[2] > 0 and has_targets and has_noise
         case "noise_std":
             return (
                 single and array.ndim == 3 and all(a in (1, b) for a, b in zip(array.shape, outputs.shape, strict=True))
@@ -341,12 +344,12 @@ def _fits(name: str, array: np.ndarray, arrays: Mapping[str, np.ndarray], record
             there = array.dtype == np.int64 and array.ndim == 1 and f"{group}/images" in arrays
             return there and bool(((array >= 0) & (array < examples)).all())
         case "x":
-            return single and array.shape in ((examples,), (examples, 1)) and examples > 1 and bool(_curve(record))
+            return values and array.shape in ((examples,), (examples, 1)) and examples > 1 and bool(_curve(record))
         case "y" if record["kind"] == "classification":
             whole = array.dtype.kind in "iu" and array.shape == (examples,)
             return whole and bool(((array >= 0) & (array < classes)).all())
         case _:
-            return single and array.shape in (outputs.shape[1:], (examples,)) and array.size == outputs[0].size
+            return values and array.shape in (outputs.shape[1:], (examples,)) and array.size == outputs[0].size
 
 
 def _are_images(array: np.ndarray) -> bool:

@@ -51,7 +51,7 @@ def load_suite(name_or_path: str) -> SuiteSpec:
     path = shipped.get(name_or_path) or plugins.only(plugins.SUITES, name_or_path, "suite", Path)
     if path is None:
         path = Path(name_or_path)
-        if path.suffix != ".toml":
+        if path.suffix.lower() != ".toml":
             known = [*shipped, *installed_suites()]
             raise UsageError(unknown_name("suite", name_or_path, known) + " (or give the path of a .toml file)")
     try:
@@ -83,7 +83,7 @@ def _read(path: Path) -> str:
         content = file.read(LARGEST_SUITE + 1)
     if len(content) > LARGEST_SUITE:
         raise UsageError(f"it has more than {LARGEST_SUITE:,} bytes")
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")  # some editors begin a file with a mark
 
 
 def _with_absolute_paths(value: Any, folder: Path) -> Any:

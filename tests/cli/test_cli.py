@@ -627,12 +627,13 @@ def test_predict_a_regression(call, suite_file: str, tmp_path: Path) -> None:
     outcome = call("predict", "reports/runs/my", "tiny", "new.csv", "--seed", "1")
     assert outcome.code == 0, outcome.err
     columns = {name: values.astype(float) for name, values in read(outcome.out).items()}
-    assert list(columns) == ["mean", "epistemic_std", "total_std"]
+    assert list(columns) == ["mean", "epistemic_std", "total_std", "outside"]
     folder = next(Path("reports/runs/my/jobs/curve/tiny").glob("seed-1-*"))
     curve = load_predictions(folder)["curve/mean"].astype(np.float64)[..., 0]
     np.testing.assert_allclose(columns["mean"], curve.mean(0), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(columns["epistemic_std"], curve.std(0), rtol=1e-3)
     np.testing.assert_allclose(columns["total_std"], np.hypot(curve.std(0), 3.0), rtol=1e-3)
+    assert columns["outside"].tolist() == [1, 1, 0, 0, 0, 1, 1]  # training inputs lie within (−4, 4)
     to_file = call("predict", "reports/runs/my", "tiny", "new.csv", "--seed", "1", "--out", "answers.csv")
     assert to_file.out == ""
     assert "7 predictions of 100 networks (curve/tiny, seed 1) written to answers.csv" in to_file.err
@@ -656,7 +657,7 @@ def test_predict_classes_from_a_users_own_table(call, tmp_path: Path, delimiter:
     assert outcome.code == 0, outcome.err
     (tmp_path / "new.csv").write_text("note,height,width\na,0,0\nb,9,9\n".replace(",", delimiter))
     columns = read(call("predict", "reports/runs/pets", "pair", "new.csv").out)
-    assert list(columns) == ["label", "p(cat)", "p(dog)", "entropy", "mutual_information"]
+    assert list(columns) == ["label", "p(cat)", "p(dog)", "entropy", "mutual_information", "outside"]
     probs = np.stack([columns["p(cat)"], columns["p(dog)"]], 1).astype(float)
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
     np.testing.assert_array_equal(columns["label"], np.array(["cat", "dog"])[probs.argmax(1)])

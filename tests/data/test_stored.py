@@ -21,7 +21,7 @@ from bayes_bench.methods import registry
 from bayes_bench.posterior.examples import Examples, FitData, StoredInputs
 from bayes_bench.results.folder import read_records
 from bayes_bench.tasks.spec import TaskSpec
-from bayes_bench.tasks.task import Standardiser, _checksum, _input_units, build_task
+from bayes_bench.tasks.task import Standardiser, _checksum, build_task, input_units
 
 
 def arrays(n: int = 120, shape: tuple[int, ...] = (3,), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +72,7 @@ def test_npy_is_npz_with_training_inputs_in_the_file(tmp_path: Path, x: np.ndarr
         mine, theirs = getattr(lazy, part), getattr(whole, part)
         np.testing.assert_array_equal(mine.inputs(), theirs.x)
         np.testing.assert_array_equal(mine.y, theirs.y)
-        assert mine.x.dtype == np.float32
+        assert mine.x.dtype == theirs.x.dtype == (np.float64 if x.dtype == np.float64 else np.float32)
         assert mine.x.shape == theirs.x.shape
 
 
@@ -135,6 +135,15 @@ def test_npy_files_that_do_not_serve(tmp_path: Path, change: Any, message: str) 
     change(tmp_path)
     with pytest.raises(DataError, match=message):
         data.load_split(SourceSpec.model_validate(source), tmp_path)
+
+
+def mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    units = input_units(x)
+    return units.mean, units.std
+
+
+def standardiser(x: np.ndarray) -> Standardiser:
+    return Standardiser(*mean_and_std(x))
 
 
 def cut(path: Path, end: int | None) -> None:
@@ -261,17 +270,17 @@ def test_units_of_blocks_are_those_of_the_whole(shape: tuple[int, ...], monkeypa
     x = np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)
     axes = {4: (0, 2, 3), 2: (0,)}.get(len(shape))
     expected = x.mean(axes, dtype=np.float64), x.std(axes, dtype=np.float64)
-    whole = [values.reshape(expected[0].shape) for values in _input_units(x)]
+    whole = [values.reshape(expected[0].shape) for values in mean_and_std(x)]
     for mine, theirs in zip(whole, expected, strict=True):
         np.testing.assert_array_equal(mine, theirs)  # one block: to the last bit
     monkeypatch.setattr(stored, "BLOCK", 40)
-    for mine, theirs in zip(_input_units(x), expected, strict=True):
+    for mine, theirs in zip(mean_and_std(x), expected, strict=True):
         np.testing.assert_allclose(mine.reshape(theirs.shape), theirs, rtol=1e-14)
 
 
 def test_standardised_inputs_and_checksums_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(3, 2, (50, 3, 4, 4)).astype(np.float32)
-    units = Standardiser(*_input_units(x))
+    units = standardiser(x)
     once = ((x.astype(np.float64) - units.x_mean) / units.x_std).astype(np.float32)
     arrays = {"b": x, "a": np.arange(50)}
     checksum = _checksum(arrays)
@@ -296,9 +305,9 @@ def test_passes_over_images_take_little_more_than_their_result(monkeypatch: pyte
 
     assert peak(lambda: data.base.unit_images(images)) < 1.1
     x = data.base.unit_images(images)
-    units = Standardiser(*_input_units(x))
+    units = standardiser(x)
     assert peak(lambda: units.inputs(x)) < 1.5
-    assert peak(lambda: _input_units(x)) < 0.5
+    assert peak(lambda: input_units(x)) < 0.5
 
 
 def test_not_finite_inputs_are_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -349,6 +349,21 @@ def _tables() -> Iterator[BadInput]:
     yield with_table("nothing to train on", TABLE, "leave some to train", validation=0.6, test=0.6)
     yield with_table("a fraction of everything", TABLE, "less than 1", test=1.0)
     yield with_table("a feature that is the target", TABLE, "both feature and target", features=["a", "y"])
+    yield with_table("missing labels", TABLE + "1,2,NA\n", "says that there is none")
+    yield with_table("a question mark as a label", TABLE + "1,2,?\n", "says that there is none")
+    yield with_table("a column without a name", TABLE.replace("a,b,y", ",b,y", 1), "column 1 has no name")
+    yield with_table("a column that pandas named", TABLE.replace("a,b,y", "Unnamed: 0,b,y", 1), "a row's number")
+    yield with_table("decimal commas", TABLE.replace(",", ";").replace(".", ","), "decimal = ','")
+    yield with_table("names and a header", TABLE, "for a table without a header", names=["a", "b", "y"])
+    yield with_table("names of other columns", TABLE, "but 2 names are given", header=False, names=["a", "y"])
+    yield with_table("categories of no column", TABLE, "which is no feature", categorical=["z"])
+    yield with_table("categories of the target", TABLE, "which is no feature", categorical=["y"])
+    yield with_table("a category that is missing", TABLE + ",2,cat\n", "is empty", categorical=["a"])
+    yield with_table("another way to fill", TABLE, "missing", missing="mode")
+    yield with_table("nothing to fill with", "a,b,y\n" + 20 * ",1,cat\n,2,dog\n", "has no value", missing="mean")
+    yield with_table("a decimal of two", TABLE, "decimal", decimal=",.")
+    offsets = "".join(f"{1e16 + 2 * (i % 5):.0f},{i},{'cat' if i % 3 else 'dog'}\n" for i in range(40))
+    yield with_table("a spread that is lost", "a,b,y\n" + offsets, "lost in the rounding of float64")
     yield with_table("control characters in the header", TABLE.replace("a,b,y", "a,b\x1b[31m,z", 1), "no column 'y'")
 
 
@@ -397,6 +412,12 @@ def _archives() -> Iterator[BadInput]:
     yield with_arrays("text as inputs", npz(x=x.astype(str), y=y), "array of numbers")
     yield with_arrays("numbers that are not finite", npz(x=np.where(x > 0.5, np.nan, x), y=y), "NaN or infinity")
     yield with_arrays("fractions as classes", npz(x=x, y=y / 3), "likelihood of a regression")
+    yield with_arrays("missing labels", npz(x=x, y=np.array(["u", "v", "nan", "?"] * 10)), "has no label")
+    yield with_arrays("a spread that is lost", npz(x=x + np.array([0.0, 1e15]), y=y), "rounding of float64")
+    yield with_arrays("single precision saved too early", npz(x=(1.7e9 + 200 * x).astype(np.float32), y=y), "float32")
+    yield with_arrays(
+        "numbers beyond single precision", npz(x=x.astype(np.float64) * 1e300, y=y), "numbers beyond ±3.4e+38"
+    )
     yield with_arrays("an empty x", npz(x=x[:0], y=y[:0]))
     yield with_arrays("a number as x", npz(x=3.0, y=y))
     yield with_arrays("a claim beyond the file", npy(claims % "999999999999,"), "claims")
@@ -455,6 +476,20 @@ def _folders_of_images() -> Iterator[BadInput]:
 
         Image.new("L", (5, 4)).save(path / "dog/other.png")
 
+    def frames(path: Path) -> None:
+        from PIL import Image
+
+        Image.new("L", (4, 4)).save(path / "cat/x.gif", save_all=True, append_images=[Image.new("L", (4, 4), 200)])
+
+    def floats(path: Path) -> None:
+        from PIL import Image
+
+        Image.new("F", (4, 4), 0.5).save(path / "cat/x.tif")
+
+    def leftovers(path: Path) -> None:
+        (path / "eel").mkdir()
+        (path / "eel" / "._x.png").write_bytes(b"\0\5\x16\7")
+
     yield with_images("text", write("cat/x.png", b"hello"), "cannot read the image")
     yield with_images("nothing", write("cat/x.png", b""), "cannot read the image")
     yield with_images(
@@ -464,6 +499,9 @@ def _folders_of_images() -> Iterator[BadInput]:
     yield with_images("a large claim", write("cat/x.png", huge(8_001, 8_001)), "too large an image")
     yield with_images("a claim beyond its content", write("cat/x.png", huge(4, 4)), "cannot read the image")
     yield with_images("a link out of the folder", link, "symbolic link out of")
+    yield with_images("several frames", frames, "holds several frames")
+    yield with_images("values without a white", floats, "have no known white")
+    yield with_images("what an archiver left", leftovers, "holds no images")
     yield with_images("an empty class", lambda path: (path / "eel").mkdir(), "holds no images")
     yield with_images("another size", another_size, "give `size = [height, width]`")
 

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sklearn.metrics import (
 
 from bayes_bench import metrics
 from bayes_bench.errors import DivergenceError
+from bayes_bench.metrics import ood
 from bayes_bench.metrics.calibration import bin_index, scale
 from bayes_bench.metrics.job import JobPredictions, regions
 from bayes_bench.metrics.pairs import gaussian_total_variation
@@ -490,3 +492,10 @@ def test_imports_stay_light(module, forbidden):
     code = f"import sys, {module}; print([name for name in {sorted(forbidden)} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("score", [ood.auroc, ood.average_precision, ood.fpr_at_tpr])
+def test_a_score_that_is_no_number_is_refused(score: Callable[..., float]) -> None:
+    for bad in (([0.1, np.nan], [0.2]), ([0.1], [0.2, np.nan])):
+        with pytest.raises(DivergenceError, match="a score is NaN"):
+            score(*map(np.array, bad))

@@ -230,7 +230,7 @@ def test_any_bytes_as_new_inputs(tmp_path_factory: pytest.TempPathFactory, name:
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(content)
     try:
-        x = read_inputs(path, (1, 2, 2))
+        x = read_inputs(path, (1, 2, 2)).x
     except (DataError, UsageError):
         return
     assert np.isfinite(x).all()
@@ -253,4 +253,4 @@ def test_damaged_inputs(tmp_path_factory: pytest.TempPathFactory, suffix: str, s
     for _, content in bad_inputs.damages(path.read_bytes(), seed, 3):
         path.write_bytes(content)
         with suppress(DataError):
-            assert read_inputs(path, (1, 8, 8)).shape == (1, 1, 8, 8)
+            assert read_inputs(path, (1, 8, 8)).x.shape == (1, 1, 8, 8)

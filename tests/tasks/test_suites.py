@@ -170,8 +170,8 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
         ),
         (
             'target = "y"',
-            'target = "y"\nheader = true',
-            "task 'mine': data source 'csv': unknown option 'header'",
+            'target = "y"\nheadr = true',
+            "task 'mine': data source 'csv': unknown option 'headr', did you mean 'header'?",
         ),
         ('target = "y"', "target = 3", "target"),
         ("budget = 1000", 'budget = "many"', "tasks['mine'].budget: Input should be a valid integer"),
@@ -251,3 +251,12 @@ def test_keys_of_earlier_versions_are_read_and_say_nothing(tmp_path: Path) -> No
 def test_keys_that_change_no_result_are_declared_at_the_key() -> None:
     assert {"title", "settings", "published", "reference", "collapse_threshold"} == CHANGES_NO_RESULT - RETIRED
     assert {"budget", "data", "ood", "validation_ood", "examples", "weights"} == NOT_IN_KEY - CHANGES_NO_RESULT
+
+
+def test_suites_as_other_systems_write_them(tmp_path: Path) -> None:
+    """A mark before the first character, and an ending in capitals."""
+    file = write_user_suite(tmp_path)
+    expected = load_suite(str(file))
+    capitals = tmp_path / "MINE.TOML"
+    capitals.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_suite(str(capitals)) == expected
