@@ -236,10 +236,13 @@ def _arrays(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[ArrayMismatc
 
 
 def _same_posterior(recorded: Recorded, out: Path) -> bool:
-    """Whether two files say the same of themselves; older versions called methods by their modules."""
+    """Whether two files say the same of themselves, as far as both speak of it.
+
+    Older versions called methods by their modules, and said nothing of the likelihood.
+    """
     method = registry.method_class(recorded.job.method)
     old, new = (method.read_about(folder / POSTERIOR) for folder in (recorded.folder, out))
-    return old == new
+    return {name: value for name, value in new.items() if name in old or name != "likelihood"} == old
 
 
 def _stored(recorded: Recorded, name: str) -> Mapping[str, Any] | str:

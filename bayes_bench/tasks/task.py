@@ -448,7 +448,7 @@ def _curve(curve: CurveSpec, split: data.Split, standardiser: Standardiser) -> T
     return standardiser.inputs(np.linspace(curve.low, curve.high, curve.points)[:, None], "the curve")
 
 
-def _checksum(arrays: Mapping[str, np.ndarray | data.StoredRows], given: nn.Module | None) -> str:
+def _checksum(arrays: Mapping[str, np.ndarray | data.StoredRows], given: nn.Module | None = None) -> str:
     """SHA-256 over the names, types, shapes and values of all raw arrays, and of a network that fits start at."""
     digest = hashlib.sha256()
     for name, values in sorted(arrays.items()):
