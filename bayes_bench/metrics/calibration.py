@@ -13,6 +13,8 @@ from bayes_bench.metrics.job import JobPredictions
 GROUP = "calibration"
 BINS = 15
 TEMPERATURES = (0.05, 20.0)
+FOLDS = 5
+"""Parts of the validation examples by which it is seen whether a temperature serves others than its own."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,24 @@ def temperature_of(job: JobPredictions) -> float:
         log_mean, y = job.classes_of("validation").log_mean, job.labels_of("validation")
         if not np.isfinite(example_log_likelihood(log_mean, y)).all():
             raise NotApplicableError("a validation example has probability 0 in every network")
+        if (log_mean.argmax(axis=-1) == y).all():
+            raise NotApplicableError("every validation example is classified right: the lower, the better, without end")
+        if _held_out_nll(log_mean, y) > nll(log_mean, y):
+            raise NotApplicableError(
+                "a temperature of some validation examples makes the others worse: they are too few"
+            )
         job._temperature = fit_temperature(log_mean, y)
     return job._temperature
+
+
+def _held_out_nll(log_probs: Floats, y: Ints) -> float:
+    """NLL of every fifth of the examples, scaled by the temperature of the others."""
+    fold = np.arange(len(y)) % FOLDS
+    total = 0.0
+    for k in range(min(FOLDS, len(y))):
+        held = fold == k
+        total += held.sum() * nll(scale(log_probs[held], fit_temperature(log_probs[~held], y[~held])), y[held])
+    return float(total / len(y))
 
 
 def _scaled_nll(job: JobPredictions) -> float:

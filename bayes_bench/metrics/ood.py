@@ -24,7 +24,7 @@ def auroc(inside: Floats, outside: Floats) -> float:
         inside: scores of in-distribution examples ``[N]``.
         outside: scores of out-of-distribution examples ``[M]``, the positive class.
     """
-    _check(inside, outside)
+    inside, outside = _scores(inside, outside)
     ordered = np.sort(inside)
     wins = np.searchsorted(ordered, outside, "left").sum() + np.searchsorted(ordered, outside, "right").sum()
     return float(wins / (2 * len(inside) * len(outside)))
@@ -37,7 +37,7 @@ def average_precision(negative: Floats, positive: Floats) -> float:
         negative: scores of the negative class; a higher score means "more likely positive".
         positive: scores of the positive class.
     """
-    _check(negative, positive)
+    negative, positive = _scores(negative, positive)
     scores = np.concatenate([negative, positive])
     truth = np.concatenate([np.zeros(len(negative)), np.ones(len(positive))])
     order = np.argsort(-scores, kind="stable")
@@ -53,18 +53,21 @@ def fpr_at_tpr(inside: Floats, outside: Floats, tpr: float = TPR) -> float:
 
     An example is flagged when its score is at or above the threshold. In [0, 1].
     """
-    _check(inside, outside)
+    inside, outside = _scores(inside, outside)
     # Rounding before the ceiling: 0.95 · 20 is 19.000000000000004 for some counts.
     wanted = max(1, math.ceil(round(tpr * len(outside), 9)))
     threshold = np.sort(outside)[::-1][wanted - 1]
     return float((inside >= threshold).mean())
 
 
-def _check(first: Floats, second: Floats) -> None:
+def _scores(first: Floats, second: Floats) -> tuple[Floats, Floats]:
+    """Both in float64, in which nothing wraps around: integers of any width, truth values, half precision."""
+    first, second = (np.asarray(values, dtype=np.float64).reshape(-1) for values in (first, second))
     if len(first) == 0 or len(second) == 0:
         raise NotApplicableError("the set is empty")
     if np.isnan(first).any() or np.isnan(second).any():
         raise DivergenceError("a score is NaN, which is neither above nor below any other")
+    return first, second
 
 
 def _entropies(job: JobPredictions, name: str, kind: str = "ood") -> tuple[Floats, Floats]:

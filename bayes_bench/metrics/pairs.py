@@ -57,7 +57,7 @@ def total_variation(log_probs: NDArray[Any]) -> Floats:
 def gaussian_total_variation(mean: Floats, noise_std: Floats) -> Floats:
     """Mean over pairs of networks of the total variation between their Gaussians, averaged over D: ``[P]``.
 
-    Exact where both have one noise σ, 2Φ(|μ_i − μ_j| / 2σ) − 1; where they differ, σ² is the mean of both.
+    Exact: 2Φ(|μ_i − μ_j| / 2σ) − 1 where both have one noise σ, else by the two points where the densities cross.
 
     Args:
         mean: ``[S, P, D]``, S ≥ 2.
@@ -68,9 +68,32 @@ def gaussian_total_variation(mean: Floats, noise_std: Floats) -> Floats:
         raise NotApplicableError("one network")
     total = np.zeros(mean.shape[1])
     for i in range(networks - 1):
-        pooled = np.sqrt((noise_std[i] ** 2 + noise_std[i + 1 :] ** 2) / 2)
-        total += (2 * ndtr(np.abs(mean[i] - mean[i + 1 :]) / (2 * pooled)) - 1).mean(axis=-1).sum(axis=0)
+        apart = _two_gaussians(mean[i] - mean[i + 1 :], noise_std[i], noise_std[i + 1 :])
+        total += apart.mean(axis=-1).sum(axis=0)
     return np.asarray(total / (networks * (networks - 1) / 2), dtype=np.float64)
+
+
+SAME_NOISE = 1e-6
+"""Relative difference of two noises that is none: the formula for equal ones is then off by less than this."""
+
+
+def _two_gaussians(shift: Floats, first: Floats, second: Floats) -> Floats:
+    """Total variation between N(0, first²) and N(shift, second²), elementwise.
+
+    In units of the narrower, N(0, 1) against N(δ, r²) with r > 1, the densities cross where
+    (r² − 1) u² + 2δu − δ² − 2r² ln r = 0; between these points the narrower one is the higher.
+    """
+    narrow, wide = np.minimum(first, second), np.maximum(first, second)
+    ratio, delta = wide / narrow, np.abs(shift) / narrow
+    pooled = np.sqrt((first**2 + second**2) / 2)
+    equal: Floats = 2 * ndtr(np.abs(shift) / (2 * pooled)) - 1
+    different = ratio > 1 + SAME_NOISE
+    r, d = np.where(different, ratio, 2.0), np.where(different, delta, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):  # of Gaussians so far apart, or so unequal, that it is 1
+        root = r * np.sqrt(d**2 + 2 * (r**2 - 1) * np.log(r))
+        low, high = -(d + root) / (r**2 - 1), (d**2 + 2 * r**2 * np.log(r)) / (d + root)  # without cancellation
+        found = (ndtr(high) - ndtr(low)) - (ndtr((high - d) / r) - ndtr((low - d) / r))
+    return np.where(different, np.clip(np.nan_to_num(found, nan=1.0), 0.0, 1.0), equal)
 
 
 def norm_spread(gram: Floats) -> float:
