@@ -92,6 +92,12 @@ class DiagnosticTable:
     columns: tuple[Diagnostic, ...]
     remarks: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for what, kind in (("columns", Diagnostic), ("remarks", str)):
+            values = getattr(self, what)
+            if not isinstance(values, tuple) or not all(isinstance(value, kind) for value in values):
+                raise UsageError(f"table {self.title!r}: {what} must be a tuple of {kind.__name__}, got {values!r}")
+
 
 class MethodConfig(Settings):
     """Settings of one method. The docstring of a subclass is what ``bayes-bench show METHOD`` prints first.
@@ -111,6 +117,9 @@ class MethodConfig(Settings):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         search_space(cls)  # what cannot be tried is an error where it is written
+        tables = cls.diagnostics
+        if not isinstance(tables, tuple) or not all(isinstance(table, DiagnosticTable) for table in tables):
+            raise UsageError(f"{cls.__name__}: diagnostics must be a tuple of DiagnosticTable, got {tables!r}")
 
 
 def setting(

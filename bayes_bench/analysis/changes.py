@@ -28,7 +28,7 @@ class Change:
 
     Attributes:
         seeds_before, seeds_after: how many have a value.
-        low, high: 95 % interval of after − before, as ``analysis.Interval``, paired where the seeds are the same; of
+        low, high: 95 % interval of after − before, as ``statistics.Interval``, paired where the seeds are the same; of
             seeds alone where the metric is no mean over examples or the runs' test data differ.
         verdict: ``higher`` and ``lower`` for metrics without a better direction; ``too few seeds`` below three in one
             of the runs.

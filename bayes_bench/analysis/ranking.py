@@ -67,7 +67,7 @@ def ranking(results: pd.DataFrame, metric: str = "nll", data: Mapping[str, str] 
     say nothing about other tasks. With less it declines.
 
     Args:
-        results: ``analysis.results_frame``.
+        results: ``analysis.records.results_frame``.
         metric: one with a direction.
         data: name of a task → identifier of its data. Tasks of the same data (another budget, say) are no independent
             evidence: their ranks are averaged into one.

@@ -139,7 +139,10 @@ def plan_table(
     for (suite, task, label), members in groups.items():
         ahead = sum(job in waiting for job in members)
         one = _expected(members[0], expected)
-        time_, size = duration(one.seconds if one else None), size_in_words(one.bytes) if one else "unknown"
+        time_, size = (
+            duration(one.seconds if one else None),
+            size_in_words(one.bytes) if one and one.bytes is not None else "unknown",
+        )
         rows.append(
             [
                 *(suite, task, label, ",".join(str(job.seed) for job in members), f"{members[0].budget:,}"),
@@ -151,12 +154,12 @@ def plan_table(
     each = [_expected(job, expected) for job in waiting]
     known = [one for one in each if one is not None]
     seconds = [one.seconds for one in known if one.seconds is not None]
-    total = sum(seconds) if len(seconds) == len(each) else None
-    disk = size_in_words(sum(one.bytes for one in known)) if len(known) == len(each) else "unknown"
-    sentence = (
-        f"{len(waiting)} of {len(jobs)} jobs to run into {run_dir}; one after the other, by a few steps of each on "
-        f"this machine: {duration(total)}; disk: {disk}"
-    )
+    sizes = [one.bytes for one in known if one.bytes is not None]
+    sentence = f"{len(waiting)} of {len(jobs)} jobs to run into {run_dir}"
+    if waiting and known:  # nothing is tried here of jobs that run on a cluster
+        total = sum(seconds) if len(seconds) == len(each) else None
+        disk = size_in_words(sum(sizes)) if len(sizes) == len(each) else "unknown"
+        sentence += f"; one after the other, by a few steps of each on this machine: {duration(total)}; disk: {disk}"
     return table(headers, rows, numbers_from=4), sentence
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from bayes_bench.errors import BayesBenchError, MemoryLimitError
-from bayes_bench.jobs.execute import NETWORKS, build_posterior, default_threads
+from bayes_bench.jobs.execute import NETWORKS, build_posterior, check_memory, default_threads
 from bayes_bench.jobs.job import Conditions, Job
 from bayes_bench.jobs.memory import stored_bytes
 from bayes_bench.jobs.predictions import predict
@@ -26,6 +25,8 @@ SECONDS = 0.5
 """Of training that are looked at, once a step has been paid from the budget."""
 LONGEST = 5.0
 """After so many seconds without such a step nothing is known."""
+COPIES_BYTES = 2**28
+"""Memory for copies of a network that are predicted with."""
 ROWS = 256
 """Inputs that are predicted to see how long all of them take."""
 
@@ -37,11 +38,11 @@ class Expectation:
     Attributes:
         seconds: for the fit and all predictions; None where no pace could be seen. Work that the budget does not count,
             such as a generator that is trained on the networks of a chain, comes on top.
-        bytes: of its files, but for the log.
+        bytes: of its files, but for the log; None where the job will fail.
     """
 
     seconds: float | None
-    bytes: float
+    bytes: float | None
 
 
 class _Stopwatch(Snapshots):
@@ -89,14 +90,19 @@ class _Stopwatch(Snapshots):
 
 
 def expectation(job: Job, task: Task, conditions: Conditions) -> Expectation:
-    """Try a few steps and predictions of a job; nothing is written.
+    """Try a few steps and predictions of a job; nothing is written. Of a job that will fail nothing is known."""
+    try:
+        check_memory(job, task, conditions)
+        return _expected(job, task, conditions)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever a method does, and be it to exit: its job will fail and be a row of the report
+        return Expectation(None, None)
 
-    Raises:
-        BayesBenchError: the method refuses the task or its budget.
-    """
+
+def _expected(job: Job, task: Task, conditions: Conditions) -> Expectation:
     device = torch.device(conditions.device)
     posterior = build_posterior(job, task, conditions.memory_limit_mb)
-    posterior.check_fit(task.fit_data, job.budget)
     drawn = NETWORKS if posterior.support is None else min(NETWORKS, posterior.support)
     threads = conditions.threads or default_threads(task)
     with settled(device, conditions.precision), limited_threads(threads):
@@ -108,29 +114,22 @@ def expectation(job: Job, task: Task, conditions: Conditions) -> Expectation:
 
 def _pace(posterior: WeightPosterior, job: Job, task: Task, device: torch.device) -> float | None:
     watch = _Stopwatch()
+    seed = derived_seed(job.seed, "fit") % SEEDS
     try:
-        fit = posterior.fit(
-            task.fit_data, budget=job.budget, seed=derived_seed(job.seed, "fit") % SEEDS, device=device, snapshots=watch
-        )
+        fit = posterior.fit(task.fit_data, budget=job.budget, seed=seed, device=device, snapshots=watch)
     except KeyboardInterrupt:
         if not watch.stopped:
             raise
-    except (MemoryLimitError, MemoryError):
-        return None
-    except BayesBenchError:
-        raise
-    except Exception:
-        return None  # a mistake in the method: its job will fail and be a row of the report
-    else:
-        return fit.seconds / job.budget
-    return watch.pace
+        return watch.pace
+    return fit.seconds / job.budget
 
 
 def _prediction_seconds(posterior: WeightPosterior, task: Task, drawn: int) -> float:
-    """For all sets, by a few inputs of the largest with copies of the starting weights."""
-    weights = posterior.complete({name: torch.stack(drawn * [value]) for name, value in posterior.initial.items()})
+    """For all sets, by a few inputs of the largest and copies of the starting weights, fewer where these are large."""
+    tried = max(1, min(drawn, COPIES_BYTES // posterior.network_bytes))
+    weights = posterior.complete({name: torch.stack(tried * [value]) for name, value in posterior.initial.items()})
     x = max(task.sets.values(), key=len).x[:ROWS]
     predict(posterior, weights, x[:1], task.standardiser)
     started = time.perf_counter()
     predict(posterior, weights, x, task.standardiser)
-    return (time.perf_counter() - started) * sum(map(len, task.sets.values())) / len(x)
+    return (time.perf_counter() - started) * drawn / tried * sum(map(len, task.sets.values())) / len(x)

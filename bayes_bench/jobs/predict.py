@@ -235,7 +235,7 @@ def _likelihood(record: Mapping[str, Any], units: Standardiser) -> Likelihood:
     spec: LikelihoodSpec = TypeAdapter(LikelihoodSpec).validate_python(record["task_spec"]["likelihood"])
     dimensions = len(units.y_mean)
     if isinstance(spec, HeteroscedasticSpec):
-        return HeteroscedasticGaussian(dimensions)
+        return HeteroscedasticGaussian(dimensions, spec.scale)
     if not isinstance(spec, GaussianSpec):
         raise ValueError("its likelihood is for classes")
     noise = spec.noise_std

@@ -1,4 +1,4 @@
-"""Which files a method consists of, beside the core that all methods share: to notice that they have changed."""
+"""Which files of its package a method consists of, beside the core that all share: to notice that they have changed."""
 
 from __future__ import annotations
 
@@ -65,19 +65,28 @@ def _imported(part: Path, roots: dict[tuple[str, ...], Path]) -> Iterator[Path]:
         for words in _names(file, roots):
             for prefix, root in roots.items():
                 if words[: len(prefix)] == prefix:
-                    yield _family(root, _place(root, words[len(prefix) :]))
+                    part = _family(root, _place(root, words[len(prefix) :]))
+                    if part.exists():  # what lies elsewhere under the same name has no file here
+                        yield part
 
 
 def _names(file: Path, roots: dict[tuple[str, ...], Path]) -> Iterator[tuple[str, ...]]:
     """Absolute dotted names of all that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # a template, say: it counts, and leads nowhere
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (tuple(alias.name.split(".")) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             stem = tuple((node.module or "").split(".")) if node.module else ()
             if node.level:
                 folder = file.parents[node.level - 1]
-                prefix, root = next((prefix, root) for prefix, root in roots.items() if folder.is_relative_to(root))
+                within = [(prefix, root) for prefix, root in roots.items() if folder.is_relative_to(root)]
+                if not within:  # above the package, where Python finds nothing either
+                    continue
+                prefix, root = within[0]
                 stem = (*prefix, *folder.relative_to(root).parts, *stem)
             yield from ((*stem, alias.name) for alias in node.names)
 

@@ -131,7 +131,7 @@ def posterior_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """What defines a posterior and the inputs it predicts, from the fields of a record.
 
     Read are ``data``, ``network``, ``likelihood``, ``prior`` and ``task_spec``; a task's fields are the same
-    (``execution.task_fields``). Numbers of the likelihood are rounded: standardisation makes their last digits differ
+    (``provenance.task_fields``). Numbers of the likelihood are rounded: standardisation makes their last digits differ
     between machines.
     """
     curve = record["task_spec"].get("curve")

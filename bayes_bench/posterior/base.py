@@ -35,7 +35,7 @@ from bayes_bench.posterior.backbone import Backbone
 from bayes_bench.posterior.checks import check_data, check_draw, digest, generator, resolve_device, writes_to_inputs
 from bayes_bench.posterior.examples import Examples, FitData
 from bayes_bench.posterior.export import DrawnNetworks
-from bayes_bench.posterior.likelihood import Likelihood
+from bayes_bench.posterior.likelihood import HeteroscedasticGaussian, Likelihood
 from bayes_bench.posterior.loaders import as_fit_data, as_inputs
 from bayes_bench.posterior.predictive import (
     ClassPrediction,
@@ -602,6 +602,8 @@ class WeightPosterior(ABC):
         if cls is WeightPosterior:
             return _registered(about, path).load(path, network, likelihood, prior, device=device)  # type: ignore[return-value]
         likelihood = likelihood or likelihood_from(about, path)
+        if "likelihood" not in about and isinstance(likelihood, HeteroscedasticGaussian):
+            likelihood = HeteroscedasticGaussian(likelihood.dimensions, "exp")  # a file of version 0.1
         expected = cls._names()[0]
         if about.get("method") not in cls._names():
             raise DataError(f"{path} holds a posterior of {about.get('method', 'no known method')}, not {expected}")
@@ -662,7 +664,11 @@ class WeightPosterior(ABC):
     @classmethod
     def _names(cls) -> list[str]:
         """What stored posteriors may call this method: first its registered name, which outlives a moved module."""
-        return [*plugins.names_of(plugins.METHODS, cls), f"{cls.__module__}:{cls.__qualname__}", *cls.former_names]
+        return [
+            *plugins.names_of(plugins.METHODS, cls),
+            f"{cls.__module__}:{cls.__qualname__}",
+            *vars(cls).get("former_names", ()),
+        ]
 
     # Help for methods -------------------------------------------------------------------------------------
 
@@ -712,23 +718,40 @@ class WeightPosterior(ABC):
         return {**weights, **{name: value.clone().expand(size, *value.shape) for name, value in self.frozen.items()}}
 
     @final
-    def losses(self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, *, own_inputs: bool = False) -> Tensor:
+    def losses(
+        self,
+        weights: Mapping[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        *,
+        own_inputs: bool = False,
+        stabilised: bool = False,
+    ) -> Tensor:
         """Mean NLL of each network, ``[S]``, on the same examples or with ``own_inputs`` on its own ``[S, B, ...]``.
 
         For training steps: the gradients are computed in the same pass, network by network, so that memory does
-        not grow with S.
+        not grow with S. ``stabilised`` takes gradients that train better where the likelihood has such
+        (``training_nll``): not for a method that samples a posterior by them.
         """
-        return self.stacked.mean_loss(weights, x, y, self.likelihood.nll, own_inputs=own_inputs)
+        nll = self.likelihood.training_nll if stabilised else self.likelihood.nll
+        return self.stacked.mean_loss(weights, x, y, nll, own_inputs=own_inputs)
 
     @final
     def losses_to_grad(
-        self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, *, own_inputs: bool = False
+        self,
+        weights: Mapping[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        *,
+        own_inputs: bool = False,
+        stabilised: bool = False,
     ) -> Tensor:
         """``losses``, with the gradients of their sum written into ``grad`` of the weights, which are leaves.
 
         What ``grad`` held is overwritten, so no ``zero_grad`` before it; more may be added by ``backward`` after it.
         """
-        return self.stacked.losses_to_grad(weights, x, y, self.likelihood.nll, own_inputs=own_inputs)
+        nll = self.likelihood.training_nll if stabilised else self.likelihood.nll
+        return self.stacked.losses_to_grad(weights, x, y, nll, own_inputs=own_inputs)
 
     @final
     def loss(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

@@ -20,6 +20,11 @@ from bayes_bench.errors import UsageError
 
 RESERVED = "likelihood."
 LOG_NOISE = RESERVED + "log_noise_std"
+NOISE_FLOOR = 1e-3
+"""Smallest σ of a heteroscedastic Gaussian, in the units of its targets."""
+AT_ONE = math.log(math.expm1(1.0))
+"""softplus of it is 1."""
+BETA = 0.5
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -52,6 +57,10 @@ class Likelihood(ABC):
         Returns:
             ``[S, B]``.
         """
+
+    def training_nll(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """``nll`` with gradients that train better, where there are such; for methods that sample nothing by them."""
+        return self.nll(outputs, y, weights)
 
     @abstractmethod
     def predict(self, outputs: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,25 +136,53 @@ class Gaussian(Likelihood):
 
 
 class HeteroscedasticGaussian(Likelihood):
-    """y ~ N(μ, σ²) with both from the network: K = 2D outputs, first the means, then the log σ."""
+    """y ~ N(μ, σ²) with both from the network: K = 2D outputs, first the means, then what σ is made of.
+
+    σ = ``floor`` + softplus(output + c), 1 + ``floor`` at an output of 0: it grows linearly, so that an output of 10 is
+    a σ of 10 and not of 22,000. With ``scale="exp"`` it is exp(output), as version 0.1 had it.
+
+    Args:
+        floor: of σ, in the targets' units; targets are best standardised.
+    """
 
     kind = "regression"
 
-    def __init__(self, dimensions: int = 1):
+    def __init__(self, dimensions: int = 1, scale: Literal["softplus", "exp"] = "softplus", floor: float = NOISE_FLOOR):
         _check_dimensions(self, dimensions)
+        if scale not in ("softplus", "exp"):
+            raise UsageError(f"HeteroscedasticGaussian: scale must be 'softplus' or 'exp', got {scale!r}")
+        if not 0 < floor < math.inf:
+            raise UsageError(f"HeteroscedasticGaussian: floor must be a positive number, got {floor!r}")
         self.dimensions = self.target_width = dimensions
         self.output_width = 2 * dimensions
+        self.scale, self.floor = scale, floor
+
+    def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log σ."""
+        mean, other = outputs.split(self.dimensions, dim=-1)
+        return mean, other if self.scale == "exp" else (F.softplus(other + AT_ONE) + self.floor).log()
 
     def nll(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        mean, log_std = outputs.split(self.dimensions, dim=-1)
-        return _gaussian_nll(y, mean, log_std).sum(-1)
+        return _gaussian_nll(y, *self._split(outputs)).sum(-1)
+
+    def training_nll(self, outputs: Tensor, y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The NLL, with gradients of which each example's is multiplied by σ^2β, β = ½.
+
+        The gradient of the mean is else divided by σ², so that a mean that is wrong is best mended by a larger σ, and
+        then not at all (Seitzer et al., ICLR 2022, arXiv:2203.09168, equation 5).
+        """
+        mean, log_std = self._split(outputs)
+        each = _gaussian_nll(y, mean, log_std)
+        weighted = (2 * BETA * log_std.detach()).exp() * each
+        return (each.detach() + weighted - weighted.detach()).sum(-1)
 
     def predict(self, outputs: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        mean, log_std = outputs.split(self.dimensions, dim=-1)
+        mean, log_std = self._split(outputs)
         return {"mean": mean, "noise_std": log_std.exp()}
 
     def __repr__(self) -> str:
-        return f"HeteroscedasticGaussian({self.dimensions})"
+        made = "" if self.scale == "exp" else f", floor={self.floor!r}"
+        return f"HeteroscedasticGaussian({self.dimensions}{made})"
 
 
 def _check_dimensions(likelihood: Likelihood, dimensions: int) -> None:

@@ -25,7 +25,10 @@ LIKELIHOODS: dict[str, tuple[Any, dict[str, str]]] = {
         Gaussian,
         {"noise_std": "noise_std", "target_width": "dimensions", "initial_std": "initial_std"},
     ),
-    "HeteroscedasticGaussian": (HeteroscedasticGaussian, {"dimensions": "dimensions"}),
+    "HeteroscedasticGaussian": (
+        HeteroscedasticGaussian,
+        {"dimensions": "dimensions", "scale": "scale", "floor": "floor"},
+    ),
 }
 """By name: the class, and its attributes with the arguments that they were."""
 SLACK, GROWTH = 2**30, 64

@@ -36,7 +36,7 @@ class Claim:
 
 
 def claims(frame: pd.DataFrame) -> list[Claim]:
-    """The rows of ``analysis.published_frame`` in print; fractions are in percent."""
+    """The rows of ``analysis.records.published_frame`` in print; fractions are in percent."""
     return [_claim(row) for row in frame.to_dict("records")]
 
 

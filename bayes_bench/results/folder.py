@@ -82,7 +82,7 @@ def job_folder(run_dir: Path, task: str, label: str, seed: int, key: str) -> Pat
 
 
 def safe_name(name: str) -> str:
-    """A name of the pattern of ``suite.NAME_PATTERN`` as a file name that every system takes."""
+    """A name of the pattern of ``settings.NAME_PATTERN`` as a file name that every system takes."""
     if name.split(".")[0].upper() in WINDOWS_DEVICES:
         return "_" + name
     return name + "_" if name.endswith(".") else name

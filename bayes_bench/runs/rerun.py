@@ -102,7 +102,7 @@ def read(path: Path) -> Recorded:
         surroundings = Surroundings.model_validate(record.get("machine"))
         job = Job.model_validate(
             {name: record.get(name) for name in ("suite", "label", "method", "seed", "settings", "config")}
-            | {"task": record.get("task_spec"), "budget": (record.get("budget") or {}).get("total")}
+            | {"task": _task_of(record), "budget": (record.get("budget") or {}).get("total")}
             | {"revision": record.get("revision", 1)}
         )
     except ValidationError as error:
@@ -181,6 +181,15 @@ def _before(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Mismatc
                 yield Mismatch("version", part, name, str(old.get(name)), str(new.get(name)))
     if then["key"] != now["key"]:
         yield Mismatch("version", "the job", "key", str(then["key"])[:8], now["key"][:8])
+
+
+def _task_of(record: Mapping[str, Any]) -> Any:
+    """The task as a suite would have it now."""
+    task: Any = record.get("task_spec")
+    likelihood = task.get("likelihood") if isinstance(task, dict) else None
+    if isinstance(likelihood, dict) and likelihood.get("name") == "heteroscedastic":
+        return {**task, "likelihood": {"scale": "exp", **likelihood}}  # version 0.1 knew no other
+    return task
 
 
 def _compare(recorded: Recorded, new: Mapping[str, Any], out: Path, before: Mapping[str, Any]) -> Repetition:

@@ -97,6 +97,9 @@ class GaussianSpec(Settings):
 
 class HeteroscedasticSpec(Settings):
     name: Literal["heteroscedastic"] = "heteroscedastic"
+    scale: Literal["softplus", "exp"] = setting(
+        "softplus", "how outputs become the noise's standard deviation; 'exp', as version 0.1 had it, runs away"
+    )
 
 
 LikelihoodSpec = Annotated[CategoricalSpec | GaussianSpec | HeteroscedasticSpec, Field(discriminator="name")]

@@ -340,7 +340,7 @@ def _likelihood(spec: TaskSpec, split: data.Split, inputs: Units) -> tuple[Likel
     y_mean, y_std = targets.mean, targets.std
     dimensions = len(y_mean)
     if isinstance(spec.likelihood, HeteroscedasticSpec):
-        return HeteroscedasticGaussian(dimensions), Standardiser(*x, y_mean, y_std)
+        return HeteroscedasticGaussian(dimensions, spec.likelihood.scale), Standardiser(*x, y_mean, y_std)
     assert isinstance(spec.likelihood, GaussianSpec)
     noise = spec.likelihood.noise_std
     if isinstance(noise, str):

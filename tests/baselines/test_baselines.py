@@ -72,9 +72,10 @@ def test_a_one_member_ensemble_equals_its_member():
     weights = posterior.sample(1, seed=0)
     prediction = posterior.predict(x, weights)
     with torch.no_grad():
-        mean, log_std = functional_call(network, {k: w[0] for k, w in weights.items()}, (x,)).double().split(1, dim=1)
-    torch.testing.assert_close(prediction.mean, mean)
-    torch.testing.assert_close(prediction.variance, (2 * log_std).exp())
+        outputs = functional_call(network, {k: w[0] for k, w in weights.items()}, (x,))
+    one = likelihood.predict(outputs[None], {})
+    torch.testing.assert_close(prediction.mean, one["mean"][0].double())
+    torch.testing.assert_close(prediction.variance, one["noise_std"][0].double() ** 2)
 
 
 def test_members_differ_and_are_trained_alike():

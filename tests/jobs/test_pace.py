@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from bayes_bench.errors import UsageError
 from bayes_bench.jobs import pace
 from bayes_bench.jobs.execute import execute
 from bayes_bench.jobs.job import Conditions, Job, PlacedJob
@@ -50,13 +49,8 @@ def test_a_job_without_paid_steps_is_unknown_after_a_while(monkeypatch: pytest.M
     assert expectation(job, build_task(job.task), CPU).seconds is None
 
 
-def test_what_the_run_would_refuse_is_refused() -> None:
-    job = one("hmc", 10)
-    with pytest.raises(UsageError, match="budget"):
-        expectation(job, build_task(job.task), CPU)
-
-
-def test_a_method_with_a_mistake_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("trouble", ["crash", "diverge", "exit", "memory", "refuse", "check crashes"])
+def test_of_a_job_that_will_fail_nothing_is_known(monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     register_fakes(monkeypatch)
-    job = one("tiny", 100, settings={"tiny": {"trouble": "crash"}})
-    assert expectation(job, build_task(job.task), CPU).seconds is None
+    job = one("tiny", 100, settings={"tiny": {"trouble": trouble}})
+    assert expectation(job, build_task(job.task), CPU) == pace.Expectation(None, None)

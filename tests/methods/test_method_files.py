@@ -1,5 +1,6 @@
 """A method from a file: used by name, in this process and in workers, and refused with a sentence."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bayes_bench import UsageError
+from bayes_bench import Diagnostic, DiagnosticTable, MethodConfig, UsageError
 from bayes_bench.cli import cli
 from bayes_bench.methods import registry
+from bayes_bench.methods.code import code_of_method
 from bayes_bench.results.folder import read_records
+from bayes_bench_baselines import MAP
 from places import ROOT
 
 EXAMPLE = ROOT / "examples" / "plugin" / "bayes_bench_jitter.py"
@@ -150,3 +153,67 @@ def test_a_missing_file_and_a_cluster(file, tmp_path):
     done = CliRunner().invoke(cli, arguments)
     assert isinstance(done.exception, UsageError)
     assert not (tmp_path / "out").exists()
+
+
+# Plug-ins as they come -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("template.py", b"class {{ name }}:\n    pass\n"),
+        ("latin.py", "# -*- coding: latin-1 -*-\nname = 'é'\n".encode("latin-1")),
+        ("broken.py", b"\xff\xfe not text"),
+        ("above.py", b"from ...... import nothing\n"),
+    ],
+)
+def test_files_that_cannot_be_followed_count_and_end_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+) -> None:
+    folder = tmp_path / "odd" / "family"
+    folder.mkdir(parents=True)
+    (tmp_path / "odd" / "__init__.py").touch()
+    (folder / "__init__.py").touch()
+    (folder / "method.py").write_text("from bayes_bench import MAP\n\n\nclass Odd(MAP):\n    pass\n")
+    (folder / name).write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("odd.family.method")
+    try:
+        assert folder in code_of_method(module.Odd)
+    finally:
+        for known in [known for known in sys.modules if known.partition(".")[0] == "odd"]:
+            del sys.modules[known]
+
+
+def test_a_namespace_package_has_parts_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = "from bayes_bench import MAP\nfrom spread.shared import x\n\n\nclass M(MAP):\n    pass\n"
+    for root, file, content in (("here", "family/method.py", method), ("there", "shared.py", "x = 1\n")):
+        path = tmp_path / root / "spread" / file
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+        monkeypatch.syspath_prepend(tmp_path / root)
+    module = importlib.import_module("spread.family.method")
+    try:
+        assert all(part.exists() for part in code_of_method(module.M))
+    finally:
+        for known in [known for known in sys.modules if known.partition(".")[0] == "spread"]:
+            del sys.modules[known]
+
+
+def test_a_subclass_is_not_the_method_that_it_derives_from(tmp_path: Path) -> None:
+    class Mine(MAP):
+        pass
+
+    assert "bayes_bench_baselines.map:MAP" in MAP._names()
+    assert "bayes_bench_baselines.map:MAP" not in Mine._names()
+
+
+def test_diagnostics_of_the_wrong_kind_are_told_where_they_are_written() -> None:
+    with pytest.raises(UsageError, match="columns must be a tuple of Diagnostic"):
+        DiagnosticTable("Chains", Diagnostic("rhat", "R-hat"))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="diagnostics must be a tuple of DiagnosticTable"):
+
+        class Wrong(MethodConfig):
+            """Wrong."""
+
+            diagnostics = DiagnosticTable("Chains", (Diagnostic("rhat", "R-hat"),))  # type: ignore[assignment]

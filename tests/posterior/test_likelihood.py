@@ -41,10 +41,32 @@ def test_learned_gaussian_noise_is_each_networks_own():
     torch.testing.assert_close(likelihood.log_prior({LOG_NOISE: log_std}), Normal(start, 1.0).log_prob(log_std))
 
 
-def test_heteroscedastic_gaussian():
+@pytest.mark.parametrize("scale", ["softplus", "exp"])
+def test_heteroscedastic_gaussian(scale):
     outputs, y = torch.randn(S, B, 4), torch.randn(B, 2)
-    found = HeteroscedasticGaussian(2).nll(outputs, y, {})
-    torch.testing.assert_close(found, -Normal(outputs[..., :2], outputs[..., 2:].exp()).log_prob(y).sum(-1))
+    likelihood = HeteroscedasticGaussian(2, scale)
+    made = torch.nn.functional.softplus(outputs[..., 2:] + math.log(math.e - 1)) + 1e-3
+    std = outputs[..., 2:].exp() if scale == "exp" else made
+    expected = -Normal(outputs[..., :2], std).log_prob(y).sum(-1)
+    torch.testing.assert_close(likelihood.nll(outputs, y, {}), expected)
+    torch.testing.assert_close(likelihood.training_nll(outputs, y, {}), expected)
+    torch.testing.assert_close(likelihood.predict(outputs, {})["noise_std"], std)
+
+
+def test_heteroscedastic_noise_neither_vanishes_nor_explodes():
+    far = HeteroscedasticGaussian().predict(torch.tensor([[[0.0, -1e4], [0.0, 0.0], [0.0, 10.0], [0.0, 1e4]]]), {})
+    expected = torch.tensor([1e-3, 1.001, 10.5424, 10000.5])
+    torch.testing.assert_close(far["noise_std"][0, :, 0], expected, atol=1e-4, rtol=1e-5)
+
+
+def test_training_gradients_of_a_heteroscedastic_gaussian_are_weighted():
+    outputs = torch.randn(S, B, 2, requires_grad=True)
+    y = torch.randn(B, 1)
+    likelihood = HeteroscedasticGaussian()
+    (plain,) = torch.autograd.grad(likelihood.nll(outputs, y, {}).sum(), outputs)
+    (weighted,) = torch.autograd.grad(likelihood.training_nll(outputs, y, {}).sum(), outputs)
+    std = likelihood.predict(outputs, {})["noise_std"].detach()
+    torch.testing.assert_close(weighted, plain * std)  # σ^2β with β = ½
 
 
 @pytest.mark.parametrize(

@@ -373,5 +373,5 @@ def test_a_cluster_that_does_not_answer_is_said_at_once(tmp_path: Path, address:
 
 def test_without_ray_the_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors.base.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'bayes-bench\[cluster\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'ray>=2.9'"):
         Workers("ray").check()

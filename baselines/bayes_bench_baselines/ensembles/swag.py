@@ -47,7 +47,7 @@ class SWAG(WeightPosterior):
         clock = Clock()
 
         def step() -> Mapping[str, Tensor]:
-            losses = self.losses_to_grad(self.complete(weights), *next(batches), own_inputs=True)
+            losses = self.losses_to_grad(self.complete(weights), *next(batches), own_inputs=True, stabilised=True)
             (self.negative_log_prior(weights) / n).sum().backward()
             optimizer.step()
             clock.steps += 1

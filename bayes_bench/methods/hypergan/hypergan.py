@@ -128,7 +128,7 @@ class HyperGAN(WeightPosterior):
             codes = self._codes(noise)
             weights = self.complete(self.generators(codes, weight_noise))
             x, y = next(batches)
-            nll = self.losses(weights, x, y, own_inputs=True).mean()
+            nll = self.losses(weights, x, y, own_inputs=True, stabilised=True).mean()
             objective = nll
             if config.prior_weight > 0:
                 anchors = self.generators.anchors(codes)

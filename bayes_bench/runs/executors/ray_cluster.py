@@ -373,6 +373,8 @@ def _told(job: Future[None], news: _News, stop: Stop, request: Future[None]) -> 
             yield letters
         if request.done() and not request.exception() and not stop.requested:
             stop.request()
+    if letters := news.letters():  # what was said since it was last looked for
+        yield letters
     job.result()
 
 
