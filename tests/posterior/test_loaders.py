@@ -57,7 +57,7 @@ def weights(data: Any, **options: Any) -> dict[str, Tensor]:
         Pairs(),
         DataLoader(Pairs(), batch_size=7, shuffle=True),
     ],
-    ids=lambda data: type(data).__name__,
+    ids=["tensors", "arrays", "other types", "lists", "examples", "tensor dataset", "dataset", "loader"],
 )
 def test_the_kind_of_data_makes_no_difference(data: Any) -> None:
     expected = weights(FitData(Examples(X, Y)))
@@ -116,7 +116,7 @@ def test_predictions_take_the_same_kinds() -> None:
         ((["a"], [1]), "inputs must be a tensor or an array of numbers"),
         (TensorDataset(X), "got 1 parts"),
     ],
-    ids=str,
+    ids=["stream", "loader of a stream", "tensor", "three", "text", "texts", "one tensor"],
 )
 def test_what_cannot_be_fitted_to_is_one_sentence(data: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
 
 from bayes_bench import setting
 from bayes_bench_baselines.ensembles.config import MAPConfig
@@ -17,6 +19,7 @@ class LaplaceConfig(MAPConfig):
     """
 
     reference: ClassVar[str] = "Daxberger et al., NeurIPS 2021, arXiv:2106.14806; library laplace-torch (MIT)"
+    revision: ClassVar[int] = 2
     requires: ClassVar[Mapping[str, str]] = {"laplace": "laplace-torch>=0.2.2"}
 
     weights: Literal["last_layer", "all"] = setting(
@@ -29,9 +32,21 @@ class LaplaceConfig(MAPConfig):
     curvature: Literal["kron", "diag"] = setting(
         "kron", "structure of the Gauss–Newton matrix", source="paper: kron", tune=("kron", "diag")
     )
-    fit_prior: bool = setting(
-        False,
-        "choose one prior precision by the marginal likelihood instead of the task's prior, for the Gaussian alone",
-        source="paper, section 2.2",
-        tune=(False, True),
+    prior_precision: Literal["validation", "marglik", "task"] = setting(
+        "validation",
+        "of the Gaussian alone: 'validation' multiplies the task's by the power of ten with which draws predict the "
+        "validation examples best, 'marglik' is one precision by the marginal likelihood, 'task' the prior's own; "
+        "without validation examples 'validation' is 'task'",
+        source="paper, section 2.2 (marglik), and the library's grid search",
+        tune=("validation", "marglik"),
     )
+    validation_networks: int = setting(5, "networks drawn for each precision that is tried", gt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_earlier(cls, values: Any) -> Any:
+        """Files of version 0.1 have ``fit_prior``."""
+        if isinstance(values, dict) and "fit_prior" in values:
+            values = {**values}
+            values.setdefault("prior_precision", "marglik" if values.pop("fit_prior") is True else "task")
+        return values

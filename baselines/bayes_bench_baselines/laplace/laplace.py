@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,12 @@ from bayes_bench import (
 from bayes_bench_baselines.ensembles.members import fit_members
 from bayes_bench_baselines.laplace.config import LaplaceConfig
 
+STEP = 10.0
+"""Between two prior precisions that are tried."""
+SHARE_TRIED = 0.05
+"""Of the budget that is kept for them, at most."""
+MOST_TRIED = 9
+"""From the task's own precision to 10^8 times as much: then nothing is left of the Gaussian's width."""
 BATCH = 256
 """Examples at once where the curvature is computed."""
 
@@ -60,14 +67,58 @@ class Laplace(WeightPosterior):
         return len(data.train) * self.likelihood.output_width
 
     def _fit(self, data: FitData, loop: TrainingLoop, rng: torch.Generator) -> None:
-        cost = self._curvature_cost(data)
-        weights = fit_members(self, data, loop, rng, members=1, use_prior=True, leave=cost)
-        self._map = {name: value[0] for name, value in weights.items()}
+        cost, trial = self._curvature_cost(data), self._trial_cost(data)
+        if self.start == "given":
+            self._map = {name: value.clone() for name, value in self.initial.items()}
+        else:
+            leave = cost + min(MOST_TRIED * trial, SHARE_TRIED * loop.budget)
+            weights = fit_members(self, data, loop, rng, members=1, use_prior=True, leave=leave)
+            self._map = {name: value[0] for name, value in weights.items()}
         loop.charge(cost)
         with self.seeded(rng):  # the library looks for the last layer with a shuffled batch
-            self._factors = self._curvature(data)
+            approximation = self._curvature(data)
+        task = approximation.prior_precision
+        if self.config.prior_precision == "marglik":
+            approximation.optimize_prior_precision(method="marglik")
+        elif trial:
+            seed = int(torch.randint(2**62, (), generator=rng))
+            power = self._best_power(approximation, task, data, loop, trial, seed)
+            approximation.prior_precision = task * STEP**power
+            loop.note(f"prior precision: {STEP**power:.3g} times the task's, by validation")
+        precision = approximation.posterior_precision
+        self._factors = {"diag": precision} if self.config.curvature == "diag" else _tensors_of(precision)
 
-    def _curvature(self, data: FitData) -> dict[str, Tensor]:
+    def _trial_cost(self, data: FitData) -> float:
+        """Of one prior precision; 0 where none is chosen."""
+        chosen = self.config.prior_precision == "validation"
+        return self.validation_cost(data, self.config.validation_networks) if chosen else 0.0
+
+    def _best_power(
+        self, approximation: Any, task: Tensor, data: FitData, loop: TrainingLoop, trial: float, seed: int
+    ) -> int:
+        """How often the task's precision is multiplied by ``STEP``: as long as that helps, as far as the budget goes.
+
+        The draws are those that predictions are made of, with the same noise for every precision.
+        """
+
+        def score(power: int) -> float:
+            loop.charge(trial)
+            approximation.prior_precision = task * STEP**power
+            precision = approximation.posterior_precision
+            self._factors = {"diag": precision} if self.config.curvature == "diag" else _tensors_of(precision)
+            weights = self._sample(self.config.validation_networks, torch.Generator().manual_seed(seed))
+            return float(self.validation_scores(data, self.complete(weights))["val_nll"])
+
+        best, lowest = 0, math.inf
+        for power in range(MOST_TRIED):
+            if loop.spent + trial > loop.budget or power > best + 2:
+                break
+            if (found := score(power)) < lowest:
+                best, lowest = power, found
+        return best
+
+    def _curvature(self, data: FitData) -> Any:
+        """The library's approximation, with the task's prior precision for every weight."""
         import laplace
         from laplace.curvature import CurvlinopsGGN
 
@@ -99,10 +150,7 @@ class Laplace(WeightPosterior):
             torch.full((size,), self.prior.std_of(shape) ** -2) for size, shape in zip(sizes, shapes, strict=True)
         ]
         approximation.prior_precision = torch.cat(precisions).to(self.device)
-        if self.config.fit_prior:
-            approximation.optimize_prior_precision(method="marglik")
-        precision = approximation.posterior_precision
-        return {"diag": precision} if self.config.curvature == "diag" else _tensors_of(precision)
+        return approximation
 
     def _noise_std(self) -> float:
         """Known, or as it was learned with the network; the library needs 1 for classes."""

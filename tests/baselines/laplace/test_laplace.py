@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayes_bench import Categorical, Gaussian, GaussianPrior
+from bayes_bench import Categorical, Examples, FitData, Gaussian, GaussianPrior
 from bayes_bench.errors import PluginError, UsageError
 from bayes_bench.methods import registry
+from bayes_bench.testing import classification
 from bayes_bench_baselines.laplace.config import LaplaceConfig
 
 pytest.importorskip("laplace", reason="laplace-torch is optional")
@@ -63,7 +64,7 @@ def test_a_diagonal_has_the_diagonals_of_the_precision() -> None:
 
 
 def test_the_prior_can_be_fitted() -> None:
-    widths = [fitted(fit_prior=fit).sample(1000, seed=1)["weight"].std(0) for fit in (False, True)]
+    widths = [fitted(prior_precision=way).sample(1000, seed=1)["weight"].std(0) for way in ("task", "marglik")]
     assert not torch.allclose(*widths)
 
 
@@ -92,9 +93,43 @@ def test_too_small_a_budget_and_other_likelihoods_are_refused() -> None:
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "laplace" else real(name))
-    with pytest.raises(
-        PluginError, match=r"needs a package that is not installed: pip install 'bayes-bench\[laplace\]'"
-    ):
+    with pytest.raises(PluginError, match=r"needs a package that is not installed: pip install 'laplace-torch>=0.2.2'"):
         registry.method_class("laplace")
     assert registry.inspect_methods()["laplace"].needs == "laplace-torch>=0.2.2"
     assert registry.resolve_config("laplace", {"weights": "all"}).weights == "all"
+
+
+def test_by_default_it_is_no_worse_than_the_network_that_it_is_around() -> None:
+    """The task's own prior makes samples that hardly fit; validation finds how wide the Gaussian may be."""
+    problem = classification()
+    train, rest = problem.data.train, torch.arange(len(problem.data.train)) % 8 != 0
+    x, y = train.inputs(), train.y
+    data = FitData(Examples(x[~rest], y[~rest]), Examples(x[rest], y[rest]))
+    wide = GaussianPrior(100.0)
+    scores = {}
+    for way in ("validation", "task"):
+        posterior = Laplace(problem.network, problem.likelihood, wide, LaplaceConfig(prior_precision=way))
+        summary = posterior.fit(data, budget=20_000)
+        assert summary.spent <= 20_000
+        assert any("by validation" in note for note in summary.notes) == (way == "validation")
+        log_probs = posterior.predict(x[rest], posterior.sample(100, seed=0)).mean.log()
+        scores[way] = float(-log_probs[torch.arange(len(log_probs)), y[rest]].mean())
+        centre = {name: value[None] for name, value in posterior._map.items()}
+        best = posterior.predict(x[rest], centre).mean.log()
+        scores["map"] = float(-best[torch.arange(len(best)), y[rest]].mean())
+    assert scores["validation"] < scores["map"] + 0.02
+    assert scores["task"] > scores["validation"] + 0.1
+
+
+def test_given_weights_need_no_training() -> None:
+    problem = classification()
+    posterior = Laplace(problem.network, problem.likelihood, start="given")
+    summary = posterior.fit(problem.data, budget=20_000)
+    assert summary.steps == 0
+    for name, value in problem.network.named_parameters():
+        assert torch.equal(posterior._map[name], value)
+
+
+def test_files_of_before_say_fit_prior() -> None:
+    assert LaplaceConfig(fit_prior=True).prior_precision == "marglik"
+    assert LaplaceConfig(fit_prior=False).prior_precision == "task"

@@ -47,9 +47,10 @@ CASES = [
     (DeepEnsemble, HeteroscedasticGaussian(2), "last"),
     (MAP, Gaussian(0.3, dimensions=2), "all"),
 ]
+NAMES = [f"{method.__name__}-{likelihood!r}-{bayesian}" for method, likelihood, bayesian in CASES]
 
 
-@pytest.mark.parametrize(("method", "likelihood", "bayesian"), CASES, ids=str)
+@pytest.mark.parametrize(("method", "likelihood", "bayesian"), CASES, ids=NAMES)
 def test_an_exported_module_predicts_as_the_posterior(
     method: type[WeightPosterior], likelihood: Likelihood, bayesian: str
 ) -> None:
@@ -116,7 +117,7 @@ def test_an_export_that_predicts_otherwise_is_refused(monkeypatch: pytest.Monkey
         posterior.export(X, 1)
 
 
-@pytest.mark.parametrize(("method", "likelihood", "bayesian"), CASES, ids=str)
+@pytest.mark.parametrize(("method", "likelihood", "bayesian"), CASES, ids=NAMES)
 def test_a_file_and_an_architecture_are_enough(
     method: type[WeightPosterior], likelihood: Likelihood, bayesian: str, tmp_path: Path
 ) -> None:
