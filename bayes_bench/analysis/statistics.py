@@ -33,6 +33,8 @@ MIN_SEEDS_TO_RANK = 3
 LEVEL = 0.95
 FREEDOMS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 40, 120, math.inf)
 """Degrees of freedom at which quantiles of the studentized range, which are slow, are computed."""
+RESOLUTION = 1e-9
+"""Of the larger value: by less than this two numbers do not differ."""
 REPLICATES = 1000
 
 
@@ -299,10 +301,12 @@ def _difference(
     over_seeds = [values for values in ((left - right,) if paired else (left, right)) if len(values) > 1]
     parts += [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in over_seeds]
     variance = sum(part for part, _ in parts)
-    half = 0.0 if variance == 0 else math.inf
+    # What rounding makes of equal numbers is no difference, however alike the seeds are.
+    rounding = RESOLUTION * float(max(np.abs(left).max(), np.abs(right).max()))
+    half = rounding if variance == 0 else math.inf
     if 0 < variance < math.inf:
         freedom = 1 / sum((part / variance) ** 2 / max(1, own) for part, own in parts)
-        half = _quantile(level, methods, freedom) * math.sqrt(variance)
+        half = max(rounding, _quantile(level, methods, freedom) * math.sqrt(variance))
     return Interval(metric, first[0], second[0], value, value - half, value + half, min(len(left), len(right)), level)
 
 

@@ -221,7 +221,7 @@ def test_not_a_run_folder(tmp_path):
     ],
 )
 def test_statistics_of_a_job_equal_its_metrics(metric):
-    made = [make_job(METHODS["ensemble"], seed, examples=80) for seed in (0, 1)]
+    made = [make_job(METHODS["ensemble"], seed, examples=400) for seed in (0, 1)]
     jobs = [evidence(predictions, record) for record, predictions in made]
     found = statistic(jobs, metric)
     expected = [metric_value(record, metric) for record, _ in made]
@@ -472,3 +472,15 @@ def test_a_key_that_says_nothing_makes_no_other_comparison() -> None:
 )
 def test_shares_of_a_budget_in_words(share: float | None, words: str) -> None:
     assert share_in_words(share) == words
+
+
+def test_rounding_is_no_difference() -> None:
+    """Three seeds that agree to the last digit but one: the interval of no width once left out 0."""
+    first, second = (SeedMean((0, 1, 2), np.full(3, 0.9) + shift) for shift in (0.0, 1e-15))
+    found = difference("accuracy", ("a", first), ("b", second))
+    assert found.value != 0
+    assert not found.distinguishable
+    marks = mark_best("accuracy", {"a": first, "b": second}, True)
+    assert marks.tied == {"a", "b"} - {marks.best}
+    apart = difference("accuracy", ("a", first), ("b", SeedMean((0, 1, 2), np.full(3, 0.91))))
+    assert apart.distinguishable
