@@ -688,8 +688,9 @@ class WeightPosterior(ABC):
     def initial_weights(self, n: int, rng: torch.Generator, loop: TrainingLoop) -> WeightSamples:
         """``n`` independent initialisations, name → ``[n, *shape]``, by each layer's own ``reset_parameters``.
 
-        Parameters of modules without that method start at the values they had in the user's network; the
-        record of the fit names them. With ``start="given"`` all do, and the n networks are the same.
+        Parameters of modules without that method start at the values they had in the user's network, from the second
+        network on with noise as wide as they are spread: chains and members that start at one point would look as if
+        they had met. The record of the fit names them. With ``start="given"`` all do, and the n networks are the same.
         """
         if self.start == "given":
             return {name: value.expand(n, *value.shape).clone() for name, value in self.initial.items()}
@@ -699,6 +700,9 @@ class WeightPosterior(ABC):
             for _ in range(n):
                 made = reset(network)
                 draws.append({name: p.detach().clone() for name, p in network.named_parameters()})
+            for draw in draws[1:]:
+                for name in sorted(self.initial.keys() & draw.keys() - made):
+                    draw[name] += _spread(draw[name]) * torch.randn_like(draw[name])
         if same := sorted(self.initial.keys() & draws[0].keys() - made):
             loop.note(f"no reset_parameters for {', '.join(same)}: they start at the values of the given network")
         return {
@@ -865,3 +869,9 @@ def _registered(about: Mapping[str, Any], path: str | os.PathLike[str]) -> type[
 
 def _on_copies(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+
+def _spread(value: Tensor) -> float:
+    """Of a parameter's numbers; of equal ones a tenth of their size, or of 1."""
+    spread = float(value.std()) if value.numel() > 1 else 0.0
+    return spread or 0.1 * (float(value.abs().max()) or 1.0)

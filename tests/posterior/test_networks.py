@@ -20,6 +20,7 @@ from bayes_bench import (
     HyperGANConfig,
     PluginError,
     StackedNetwork,
+    TrainingLoop,
     UnsupportedNetworkError,
     UsageError,
     WeightPosterior,
@@ -364,3 +365,29 @@ def test_a_library_that_ends_the_process_is_an_error_of_the_method() -> None:
 def test_dimensions_are_named_where_they_are_the_remedy() -> None:
     with pytest.raises(Exception, match="say dimensions=2 to Gaussian"):
         MAP(nn.Linear(6, 1), Gaussian(0.1)).fit((X, torch.randn(24, 2)), budget=100)
+
+
+class Scaled(nn.Module):
+    """A layer of parameters that nothing gives new initial values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)))
+        self.gain = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.matrix) * self.gain
+
+
+def test_chains_and_members_never_start_at_one_point() -> None:
+    posterior = DeepEnsemble(Scaled(), Categorical(3))
+    loop = TrainingLoop(100)
+    weights = posterior.initial_weights(3, torch.Generator().manual_seed(0), loop)
+    for name, value in posterior.initial.items():
+        assert torch.equal(weights[name][0], value)
+        assert (weights[name][1] - weights[name][2]).abs().min() > 0
+    apart = (weights["matrix"][1:] - weights["matrix"][0]).std()
+    assert 0.5 < apart / posterior.initial["matrix"].std() < 2
+    assert any("no reset_parameters for gain, matrix" in note for note in loop.notes)
+    again = posterior.initial_weights(3, torch.Generator().manual_seed(0), TrainingLoop(100))
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
