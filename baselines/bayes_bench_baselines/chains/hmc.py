@@ -26,6 +26,8 @@ from bayes_bench_baselines.chains.stored import StoredChains, chain_diagnostics
 DIVERGENT = 1000.0
 """Energy error from which a trajectory counts as divergent, as in Stan."""
 
+LOW_EBFMI = 0.3
+"""Below it Stan warns."""
 REPEATED = 0.01
 """A state that fills two neighbouring places, as all that was proposed in between was rejected, is stored once; places
 are so far apart that this is less probable than this for each, or what is stored would not be the posterior."""
@@ -132,6 +134,16 @@ class HMC(StoredChains):
         length = max(1, min(self._per_chain, int(found["trajectories"]) // apart))
         self._weights = self._store(states.evenly(length), data, loop)
         loop.diagnose(step_size=step_size, **found)
+        if found["divergences"] > 0:
+            loop.note(
+                f"{found['divergences']:.1%} of the trajectories diverged: where the posterior is narrow, draws miss "
+                "it, whatever R-hat says; raise target_acceptance"
+            )
+        if found["ebfmi"] < LOW_EBFMI:
+            loop.note(
+                f"the chains move slowly between energies (E-BFMI {found['ebfmi']:.2f}, below {LOW_EBFMI}): they may "
+                "miss the posterior's tails, whatever R-hat says"
+            )
         longest = min(most, config.max_leapfrog) / (1 + config.jitter)
         if longest * step_size < 0.9 * config.trajectory_length:
             loop.note(
@@ -196,6 +208,7 @@ class Chains(Stateful):
     Attributes:
         accepted: where the chains are, name → ``[chains, *shape]``; ``weights`` are on the way from there.
         loss: their mean NLL, ``[chains]``.
+        start_energy: potential and kinetic energy at the start of the trajectory, ``[chains]``.
     """
 
     STATE = (
@@ -205,7 +218,7 @@ class Chains(Stateful):
         "_forces",
         "_momenta",
         "_potential",
-        "_start_energy",
+        "start_energy",
         "_proposed_loss",
     )
 
@@ -219,7 +232,7 @@ class Chains(Stateful):
         self.accepted = {name: value.detach().clone() for name, value in weights.items()}
         self._accepted_forces = {name: value.clone() for name, value in self._forces.items()}
         self._potential = self._energy_of_position()
-        self._start_energy = self._potential
+        self.start_energy = self._potential
 
     def refresh(self, rng: torch.Generator) -> None:
         """Go back to the accepted positions, with momenta drawn anew from N(0, 1)."""
@@ -228,7 +241,7 @@ class Chains(Stateful):
                 value.copy_(self.accepted[name])
                 self._forces[name] = self._accepted_forces[name].clone()
                 self._momenta[name] = torch.randn(value.shape, generator=rng, dtype=value.dtype).to(value.device)
-        self._start_energy = self._potential + self._kinetic()
+        self.start_energy = self._potential + self._kinetic()
 
     def leapfrog(self, step_size: float) -> None:
         """Half a step of the momenta, a step of the positions, half a step of the momenta: one gradient."""
@@ -241,7 +254,7 @@ class Chains(Stateful):
 
     def energy_error(self) -> Tensor:
         """Total energy now minus that at the start of the trajectory, ``[chains]`` in float64."""
-        return self._energy_of_position() + self._kinetic() - self._start_energy
+        return self._energy_of_position() + self._kinetic() - self.start_energy
 
     def accept(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """The Metropolis test at the end of a trajectory; an energy that is not finite is a rejection.
@@ -294,19 +307,21 @@ class Chains(Stateful):
 class Sampler(Stateful):
     """Trajectories, one leapfrog step at a time, and how they went."""
 
-    STATE = ("_left", "_trajectories", "leapfrog_steps", "_acceptance", "_divergent")
+    STATE = ("_left", "_trajectories", "leapfrog_steps", "_acceptance", "_divergent", "_energies")
 
     def __init__(self, chains: Chains, config: HMCConfig, rng: torch.Generator):
         self._chains, self._config, self._rng = chains, config, rng
         self._left = 0
         self._trajectories, self.leapfrog_steps = 0, 0
         self._acceptance, self._divergent = 0.0, 0.0
+        self._energies: list[Tensor] = []
 
     def step(self, step_size: float, most: int) -> Tensor | None:
         """One leapfrog step of a trajectory of at most ``most``; at its end, the acceptance probabilities."""
         if not self._left:
             self._left = self._steps(step_size, most)
             self._chains.refresh(self._rng)
+            self._energies.append(self._chains.start_energy.detach().double().cpu())
         self._chains.leapfrog(step_size)
         self._left -= 1
         self.leapfrog_steps += 1
@@ -324,9 +339,21 @@ class Sampler(Stateful):
         return {
             "acceptance": self._acceptance / n,
             "divergences": self._divergent / n,
+            "ebfmi": self._ebfmi(),
             "leapfrog_steps": self.leapfrog_steps / n,
             "trajectories": self._trajectories,
         }
+
+    def _ebfmi(self) -> float:
+        """Estimated Bayesian fraction of missing information (Betancourt 2016, arXiv:1604.00695), of the worst chain.
+
+        How far the energy moves from one trajectory to the next against how far it moves in all; NaN for fewer than
+        three trajectories.
+        """
+        if len(self._energies) < 3:
+            return math.nan
+        energies = torch.stack(self._energies)
+        return float((energies.diff(dim=0) ** 2).mean(0).div(energies.var(0)).min())
 
     def _steps(self, step_size: float, most: int) -> int:
         """Steps of the next trajectory, which do not depend on where the chains are."""

@@ -11,6 +11,7 @@ from torch import nn
 from bayes_bench import Categorical, Examples, FitData, Gaussian, GaussianPrior, UsageError, effective_sample_size
 from bayes_bench.posterior.training import TensorState, TrainingLoop
 from bayes_bench.testing import LinearRegression, classification, compare, regression
+from bayes_bench_baselines.chains import hmc
 from bayes_bench_baselines.chains.config import HMCConfig
 from bayes_bench_baselines.chains.hmc import HMC, Chains, StepSize, ThinnedStates
 from bayes_bench_baselines.chains.stored import chain_diagnostics, log_joint
@@ -300,3 +301,42 @@ def test_without_descent_and_without_validation():
 def test_settings_that_leave_nothing_are_refused(settings):
     with pytest.raises(ValidationError, match=r"lower one|multiple of chains"):
         HMCConfig(**settings)
+
+
+class Funnel(nn.Module):
+    """Neal's funnel: the width of nine parameters is the exponential of a tenth, and the data say nothing of any."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(()))
+        self.rest = nn.Parameter(torch.zeros(9))
+
+    def reset_parameters(self):
+        nn.init.normal_(self.a)
+        nn.init.normal_(self.rest)
+
+    def forward(self, x):
+        # Of a prior N(0, 1) on all: the likelihood turns it into rest ~ N(0, exp(3a)²).
+        width = torch.exp(3 * self.a)
+        penalty = 0.5 * (self.rest**2).sum() * (width**-2 - 1) + 9 * 3 * self.a
+        return torch.sqrt(2 * (penalty + 200).clamp(min=1e-3)).expand(len(x), 1) + 0 * x
+
+
+def test_a_funnel_is_told(monkeypatch):
+    """Its energies move slowly; that its errors of energy are smaller than Stan's 1,000 is a matter of its size."""
+    monkeypatch.setattr(hmc, "DIVERGENT", 1.0)
+    monkeypatch.setattr(hmc, "LOW_EBFMI", 0.5)
+    posterior = HMC(Funnel(), Gaussian(1.0), GaussianPrior(1.0), HMCConfig(samples=100, chains=4))
+    summary = posterior.fit((torch.zeros(1, 1), torch.zeros(1, 1)), budget=40_000)
+    assert summary.diagnostics["divergences"] > 0
+    assert summary.diagnostics["ebfmi"] < 0.5
+    assert any("trajectories diverged" in note for note in summary.notes)
+    assert any("slowly between energies" in note for note in summary.notes)
+
+
+def test_an_easy_posterior_moves_between_energies():
+    posterior = HMC(nn.Linear(2, 1), Gaussian(1.0), GaussianPrior(1.0), HMCConfig(samples=100, chains=4))
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    summary = posterior.fit((x, x.sum(1, keepdim=True)), budget=200_000)
+    assert 0.5 < summary.diagnostics["ebfmi"] < 1.6
+    assert not any("whatever R-hat says" in note for note in summary.notes)
