@@ -92,8 +92,10 @@ class SWAG(WeightPosterior):
         return named | {"count": torch.tensor(moments.count)}
 
     def _load_state(self, state: Mapping[str, Tensor]) -> None:
+        # Copies: products of what lies elsewhere in memory, as in a file, may round otherwise.
         mean, variance, deviations = (
-            {name: state[f"{part}/{name}"] for name in self.initial} for part in ("mean", "variance", "deviations")
+            {name: state[f"{part}/{name}"].clone() for name in self.initial}
+            for part in ("mean", "variance", "deviations")
         )
         self._moments = Moments(mean, next(iter(deviations.values())).shape[1])
         self._moments.squares, self._moments.deviations = variance, deviations
