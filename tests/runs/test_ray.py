@@ -120,14 +120,17 @@ def test_failures_on_a_cluster(node: Any, entry: Callable[..., Any], tmp_path: P
 
 
 def test_ctrl_c_reaches_the_cluster(node: Any, entry: Callable[..., Any], tmp_path: Path) -> None:
-    def press() -> None:
-        number_in(tmp_path / "a.mark")
-        os.kill(os.getpid(), signal.SIGINT)
+    class Press(Seen):
+        """Presses when the job is at work and the driver knows that it has started: news takes a moment."""
 
-    threading.Thread(target=press).start()
+        def started(self, *arguments: Any) -> None:
+            super().started(*arguments)
+            number_in(tmp_path / "a.mark")
+            os.kill(os.getpid(), signal.SIGINT)
+
     before = signal.getsignal(signal.SIGTERM)
     entries = [entry("a", "waits"), entry("b")]
-    result, records, seen = go(entries, tmp_path / "run", executor="ray", address=node.address)
+    result, records, seen = go(entries, tmp_path / "run", seen=Press(), executor="ray", address=node.address)
     assert (result.finished, result.interrupted, result.exit_code) == (0, True, 130)
     assert records == {}
     assert seen.started_jobs == ["a"]
